@@ -1,0 +1,1 @@
+"""The service: towers, query composition, gallery, indexing, the gRPC server. Never torch."""

@@ -1,0 +1,68 @@
+"""Run one ONNX graph, tensors addressed by name.
+
+The only file of this room that imports onnxruntime. Says which execution provider really runs;
+what the tensors mean is known to towers.py and compose.py."""
+
+import os
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from pocketlens_wire.errors import BadBundle, ServerFault
+
+MAX_THREADS = 4  # rows here are few and short; more threads cost more in waking up than they bring
+
+
+@final
+class Graph:
+    """One loaded graph. `run` may be called from several threads at once."""
+
+    def __init__(self, path: Path, *, threads: int | None = None, providers: Sequence[str] | None = None) -> None:
+        """Load `path`. `threads`: CPU threads inside one run; `providers`: ONNX Runtime execution
+        providers, best first (default: all this installation has).
+
+        Raises BadBundle for a file that is no graph, ServerFault for a provider that is not there."""
+        here = onnxruntime.get_available_providers()
+        wanted = list(providers or here)
+        if missing := [name for name in wanted if name not in here]:
+            raise ServerFault(f"provider {missing[0]} is not in this onnxruntime; it has {', '.join(here)}")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or min(MAX_THREADS, os.cpu_count() or 1)
+        options.log_severity_level = 3  # errors only; fall-backs are reported through `provider`
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=wanted)
+        except Exception as error:  # onnxruntime's exceptions share no public base class
+            raise BadBundle(f"{path}: ONNX Runtime {onnxruntime.__version__} cannot load it: {_first_line(error)}") from error
+        self.path = path
+
+    @property
+    def provider(self) -> str:
+        """The execution provider that runs this graph, e.g. CPUExecutionProvider."""
+        return self._session.get_providers()[0]
+
+    def require(self, *, inputs: Collection[str], outputs: Collection[str]) -> "Graph":
+        """Return self if the graph takes exactly `inputs` and gives at least `outputs`; else BadBundle."""
+        takes = {tensor.name for tensor in self._session.get_inputs()}
+        gives = {tensor.name for tensor in self._session.get_outputs()}
+        if takes != set(inputs) or not gives >= set(outputs):
+            raise BadBundle(
+                f"{self.path}: expected inputs {sorted(inputs)} and outputs {sorted(outputs)}; "
+                f"the graph has inputs {sorted(takes)} and outputs {sorted(gives)}"
+            )
+        return self
+
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[np.float32]]:
+        """The named outputs for the named inputs, in the order of `outputs`."""
+        return self._session.run(list(outputs), dict(feeds))
+
+
+def version() -> str:
+    """Version of ONNX Runtime."""
+    return onnxruntime.__version__
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

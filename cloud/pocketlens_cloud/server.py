@@ -1,0 +1,188 @@
+"""The gRPC server: limits of the transport, one error boundary, a graceful end.
+
+Owns the event loop and the threads models run in; what a request means is service.py's. Facts behind the
+settings: grpcio 1.85 as probed in field.md C.2."""
+
+import asyncio
+import ipaddress
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Final, NoReturn, TypeVar
+
+import grpc
+import grpc.aio
+from google.protobuf.internal import api_implementation
+from google.protobuf.message import DecodeError, Message
+from pocketlens_wire import limits
+from pocketlens_wire.errors import (
+    KIND_METADATA,
+    BadQuery,
+    GalleryError,
+    Overloaded,
+    PocketlensError,
+    ServerFault,
+    TooLate,
+    status_of,
+)
+from pocketlens_wire.v1 import retrieval_pb2 as pb
+
+from pocketlens_cloud.service import Service
+
+log = logging.getLogger(__name__)
+
+WORKERS: Final = 2  # model runs at once; each uses several threads itself
+MAX_WAITING: Final = 128  # questions in the house before new ones are turned away
+GRACE_S: Final = 10.0  # for calls in flight when the server is told to stop
+MAX_SENTENCE: Final = 1000  # characters of an error; HTTP/2 trailers have 8 KiB
+
+OPTIONS: Final = [
+    ("grpc.max_receive_message_length", limits.MAX_REQUEST_BYTES),
+    ("grpc.server_handshake_timeout_ms", 2000),  # the default holds a silent client for 120 s
+    ("grpc.max_concurrent_streams", 100),  # per connection; against rapid reset, CVE-2023-44487
+    ("grpc.so_reuseport", 0),  # a second server on the port must fail, not share it
+]
+
+_Reply = TypeVar("_Reply", bound=Message)
+
+
+@dataclass(frozen=True)
+class _Malformed:
+    """Stands for a request that is no protobuf of its type."""
+
+    reason: str
+
+
+class Front:
+    """The two methods of pocketlens.v1.Retrieval, as coroutines around a Service."""
+
+    def __init__(self, service: Service, pool: ThreadPoolExecutor) -> None:
+        self._service, self._pool = service, pool
+        self._waiting = 0
+
+    async def Describe(  # noqa: N802  named as on the wire
+        self, request: pb.DescribeRequest, context: Any
+    ) -> pb.DescribeReply:
+        return self._service.describe()
+
+    async def Search(self, request: pb.SearchRequest, context: Any) -> pb.SearchReply:  # noqa: N802
+        is_too_late = _deadline(context)
+        if is_too_late():
+            raise TooLate("the deadline had passed when the question arrived")
+        if self._waiting >= MAX_WAITING:
+            raise Overloaded(f"{MAX_WAITING} questions are waiting already: try again in a moment")
+        question = self._service.check(request)
+        self._waiting += 1
+        try:
+            # A cancelled call cancels this future: work that has not begun never begins.
+            return await asyncio.get_running_loop().run_in_executor(
+                self._pool, self._service.answer, question, is_too_late
+            )
+        finally:
+            self._waiting -= 1
+
+
+async def run(
+    service: Service,
+    *,
+    host: str,
+    port: int,
+    on_ready: Callable[[int], None],
+    stop: asyncio.Event,
+) -> None:
+    """Serve until `stop` is set, then take no new calls, finish those in flight, return.
+
+    `on_ready` gets the port, also when `port` is 0. Raises GalleryError... never; ServerFault for a port
+    that cannot be had."""
+    require_upb()
+    with ThreadPoolExecutor(WORKERS, "model") as pool:
+        server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=2 * MAX_WAITING)
+        server.add_generic_rpc_handlers([_handlers(Front(service, pool))])
+        try:
+            bound = server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+        except RuntimeError as error:
+            raise ServerFault(f"cannot listen on {host}, port {port}: is another program there? ({error})") from error
+        await server.start()
+        on_ready(bound)
+        await stop.wait()
+        await server.stop(GRACE_S)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach `host`."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def require_upb() -> None:
+    """Refuse protobuf's pure Python parser, which recurses without limit (CVE-2025-4565)."""
+    if (kind := api_implementation.Type()) != "upb":
+        raise ServerFault(f"protobuf runs on its `{kind}` parser; unset PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION")
+
+
+def _handlers(front: Front) -> grpc.GenericRpcHandler:
+    described = pb.DESCRIPTOR.services_by_name["Retrieval"]
+    requests: dict[str, type[Message]] = {"Search": pb.SearchRequest, "Describe": pb.DescribeRequest}
+    return grpc.method_handlers_generic_handler(
+        described.full_name,
+        {
+            name: grpc.unary_unary_rpc_method_handler(
+                _answering(getattr(front, name)),
+                request_deserializer=_reader(requests[name]),
+                response_serializer=lambda reply: reply.SerializeToString(),
+            )
+            for name in described.methods_by_name
+        },
+    )
+
+
+def _reader(kind: type[Message]) -> Callable[[bytes], Message | _Malformed]:
+    """A deserialiser that never raises: gRPC would answer INTERNAL, and the fault is the client's."""
+
+    def read(data: bytes) -> Message | _Malformed:
+        try:
+            return kind.FromString(data)
+        except DecodeError:
+            return _Malformed(f"the request is not a valid {kind.DESCRIPTOR.full_name} message")
+
+    return read
+
+
+def _answering(
+    method: Callable[[Any, Any], Awaitable[_Reply]],
+) -> Callable[[Any, Any], Awaitable[_Reply]]:
+    """The error boundary: every way a call can fail becomes a status and a plain sentence here."""
+
+    async def answer(request: Any, context: Any) -> _Reply:
+        try:
+            if isinstance(request, _Malformed):
+                raise BadQuery(request.reason)
+            return await method(request, context)
+        except PocketlensError as error:
+            if isinstance(error, ServerFault):
+                log.error("a question failed", exc_info=error)
+            await _abort(context, error)
+        except Exception:
+            log.exception("a question failed")
+            await _abort(context, ServerFault("the server failed on this question; its log has the details"))
+
+    return answer
+
+
+async def _abort(context: Any, error: PocketlensError) -> NoReturn:
+    kind = ((KIND_METADATA, type(error).__name__),)
+    await context.abort(status_of(error), str(error)[:MAX_SENTENCE], kind)
+    raise AssertionError("abort returned")
+
+
+def _deadline(context: Any) -> Callable[[], bool]:
+    """A question anyone may ask from any thread: has this call's deadline passed?"""
+    remaining = context.time_remaining()
+    if remaining is None:
+        return lambda: False
+    until = time.monotonic() + remaining
+    return lambda: time.monotonic() >= until

@@ -1,0 +1,124 @@
+"""The large models: text tower over token rows, image tower over pixels.
+
+Owns batching by true length and the order of image tower and target head. Knows no prompt
+(compose.py) and no gallery; graphs are run by runtime.py."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+import numpy as np
+from numpy.typing import NDArray
+from pocketlens_wire.manifest import CloudManifest
+
+from pocketlens_cloud.runtime import Graph
+
+MAX_ROWS = 64  # rows in one run of the text tower: beyond it the CPU gains nothing
+MAX_PADDING = 64  # padding tokens accepted to spare one run; a run's fixed cost is about as much
+
+
+@dataclass(frozen=True)
+class Row:
+    """One sequence of the text tower: ids from <bos> to <eos>, and where the sentence lies in it."""
+
+    ids: Sequence[int]
+    sentence: NDArray[np.float32] | None = None  # (k, width)
+    start: int = 0  # position of the sentence's first token in `ids`
+
+
+def buckets(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Indices grouped so that rows of one group are padded little; shortest first.
+
+    A new group opens when MAX_ROWS are in or the padding would exceed MAX_PADDING tokens, so one
+    query's rows run together and a benchmark's thousands fall apart by length."""
+    group: list[int] = []
+    padding = 0
+    for index in sorted(range(len(lengths)), key=lengths.__getitem__):
+        grown = len(group) * (lengths[index] - lengths[group[-1]]) if group else 0
+        if len(group) == MAX_ROWS or padding + grown > MAX_PADDING:
+            yield group
+            group, padding, grown = [], 0, 0
+        group.append(index)
+        padding += grown
+    if group:
+        yield group
+
+
+@final
+class TextTower:
+    """Token rows to unit text features."""
+
+    def __init__(self, folder: Path, manifest: CloudManifest, *, threads: int | None = None) -> None:
+        self._graph = Graph(folder / manifest.text_tower.file, threads=threads).require(
+            inputs={"token_ids", "sentence", "sentence_start", "sentence_length", "end"}, outputs={"text"}
+        )
+        self._width = manifest.token_width
+        self._dim = manifest.dim
+
+    @property
+    def provider(self) -> str:
+        return self._graph.provider
+
+    def run(self, rows: Sequence[Row]) -> NDArray[np.float32]:
+        """Unit text features (rows, dim), in the order of `rows`."""
+        text = np.empty((len(rows), self._dim), np.float32)
+        for group in buckets([len(row.ids) for row in rows]):
+            text[group] = self._run_padded([rows[index] for index in group])
+        return text
+
+    def _run_padded(self, rows: Sequence[Row]) -> NDArray[np.float32]:
+        batch = len(rows)
+        length = max(len(row.ids) for row in rows)
+        # At least one sentence position, since a zero-sized axis upsets some graphs.
+        k = max(1, *(0 if row.sentence is None else len(row.sentence) for row in rows))
+        token_ids = np.zeros((batch, length), np.int64)
+        sentence = np.zeros((batch, k, self._width), np.float32)
+        sentence_length = np.zeros(batch, np.int64)
+        for i, row in enumerate(rows):
+            token_ids[i, : len(row.ids)] = row.ids
+            if row.sentence is not None:
+                sentence[i, : len(row.sentence)] = row.sentence
+                sentence_length[i] = len(row.sentence)
+        feeds = {
+            "token_ids": token_ids,
+            "sentence": sentence,
+            "sentence_start": np.array([row.start for row in rows], np.int64),
+            "sentence_length": sentence_length,
+            "end": np.array([len(row.ids) - 1 for row in rows], np.int64),
+        }
+        (text,) = self._graph.run(["text"], feeds)
+        return text
+
+
+@final
+class ImageTower:
+    """Pixels to the named gallery vectors. Used by indexing only; serving never runs it."""
+
+    def __init__(self, folder: Path, manifest: CloudManifest, *, threads: int | None = None) -> None:
+        self._tower = Graph(folder / manifest.image_tower.file, threads=threads).require(
+            inputs={"pixels"}, outputs={"image_raw", "image"}
+        )
+        self._head = manifest.target_head and Graph(folder / manifest.target_head.file, threads=threads).require(
+            inputs={"image_raw"}, outputs={"union"}
+        )
+        self.targets = list(manifest.targets)
+
+    @property
+    def provider(self) -> str:
+        return self._tower.provider
+
+    def features(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """(image_raw, image), each (batch, dim), of pixels (batch, side, side, 3) RGB; `image` has unit rows."""
+        image_raw, image = self._tower.run(["image_raw", "image"], {"pixels": pixels})
+        return image_raw, image
+
+    def union(self, image_raw: NDArray[np.float32]) -> NDArray[np.float32] | None:
+        """The target head's unit vectors (batch, dim); None where the bundle has no target head."""
+        return self._head.run(["union"], {"image_raw": image_raw})[0] if self._head else None
+
+    def vectors(self, pixels: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+        """The gallery's named vectors, each (batch, dim) with unit rows."""
+        image_raw, image = self.features(pixels)
+        union = self.union(image_raw) if "union" in self.targets else None
+        return {"original": image} if union is None else {"original": image, "union": union}

@@ -1,0 +1,118 @@
+"""Show one answer: to a person (table), to a program (JSON), as rows of a sheet.
+
+Owns the words and columns; pictures are laid out in sheet.py. Everything a server sent is cleaned before it
+meets a terminal. Called by cli.py, the demo may use it too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from pocketlens_wire.errors import BadPicture
+from pocketlens_wire.pictures import open_picture
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pocketlens_edge.client import Answer, Hit
+from pocketlens_edge.doctor import Check
+from pocketlens_edge.sheet import Row
+
+_SHORT_ID = 12
+_THUMBNAIL = 320  # the side hits are decoded for: as large as the page embeds them
+
+
+def printable(text: str) -> str:
+    """`text` in one line without control characters: what came over the wire must not steer a terminal."""
+    return "".join(char if char.isprintable() else " " for char in text)
+
+
+def print_answer(console: Console, answer: Answer, device_ms: Mapping[str, float]) -> None:
+    """The hits as a table, then bytes and milliseconds, then what the asker should know."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("rank", justify="right")
+    table.add_column("id")
+    table.add_column("file", overflow="fold")
+    table.add_column("score", justify="right")
+    for rank, hit in enumerate(answer.hits, start=1):
+        cells = (str(rank), hit.id[:_SHORT_ID], str(hit.payload.get("file", "")), f"{hit.score:.3f}")
+        table.add_row(*(Text(printable(cell)) for cell in cells))
+    console.print(table if answer.hits else "no picture matches")
+    for line in (_bytes_line(answer), _times_line(answer, device_ms)):
+        console.print(line, style="dim", highlight=False, soft_wrap=True)
+    for note in answer.notes:
+        console.print(Text(f"note: {printable(note)}"), soft_wrap=True)
+
+
+def _bytes_line(answer: Answer) -> str:
+    whole = answer.request_bytes + answer.envelope_bytes
+    return f"{answer.mode}; sent {answer.request_bytes:,} bytes, about {whole:,} with the gRPC envelope"
+
+
+def _times_line(answer: Answer, device_ms: Mapping[str, float]) -> str:
+    stages = {stage: ms for stage, ms in answer.times_ms.items() if stage not in ("round_trip", "total")}
+    device = ", ".join(f"{stage} {ms:.1f}" for stage, ms in device_ms.items()) or "nothing to encode"
+    server = ", ".join(f"{stage.replace('_', ' ')} {ms:.1f}" for stage, ms in stages.items())
+    round_trip = answer.times_ms["round_trip"]
+    return f"ms: device: {device}; round trip {round_trip:.1f}; of it the server: {server}"
+
+
+def print_checks(console: Console, checks: Sequence[Check]) -> None:
+    """What the doctor found, one paragraph a check; well or not is said in words, colour only helps."""
+    table = Table.grid(padding=(0, 2))
+    for check in checks:
+        mark = Text("ok", style="green") if check.ok else Text("FAIL", style="bold red")
+        table.add_row(mark, check.name, Text(printable(check.said), overflow="fold"))
+    console.print(table)
+    bad = [check.name for check in checks if not check.ok]
+    console.print(f"not well: {', '.join(bad)}" if bad else "all well", style="bold")
+
+
+def answer_json(answer: Answer, device_ms: Mapping[str, float]) -> dict[str, Any]:
+    """The whole answer in plain values; keys only ever get added. Times in milliseconds."""
+    return {
+        "hits": [
+            {"rank": rank, "id": hit.id, "score": hit.score, "payload": hit.payload}
+            for rank, hit in enumerate(answer.hits, start=1)
+        ],
+        "mode": answer.mode,
+        "notes": answer.notes,
+        "words_used": answer.words_used,
+        "token_space": answer.token_space,
+        "gallery_space": answer.gallery_space,
+        "generation": answer.generation,
+        "bytes": {"message": answer.request_bytes, "envelope_estimate": answer.envelope_bytes},
+        "times_ms": {"device": dict(device_ms), "server_and_wire": answer.times_ms},
+    }
+
+
+def sheet_row(answer: Answer, anchor: Image.Image | None, words: str, pictures: Path | None) -> Row:
+    """The answer as one row of a sheet; `pictures` is the folder that was indexed, None if it is not here."""
+    asked = " + ".join(part for part, there in (("picture", anchor), ("words", words.strip())) if there)
+    hits = [(hit_picture(hit, pictures), _caption(hit), None) for hit in answer.hits]
+    return Row(title=asked, anchor=anchor, words=words, hits=hits)
+
+
+def hit_picture(hit: Hit, pictures: Path | None) -> Image.Image | None:
+    """The hit's picture from the folder `pictures`; None when it is not there, or not readable, or elsewhere.
+
+    The file's name is the server's word, so it may not lead out of the folder."""
+    file = hit.payload.get("file")
+    if pictures is None or not isinstance(file, str) or not file:
+        return None
+    root = pictures.resolve()
+    path = (root / file).resolve()
+    if not path.is_relative_to(root):
+        return None
+    try:
+        return open_picture(path, near=_THUMBNAIL)
+    except BadPicture:
+        return None
+
+
+def _caption(hit: Hit) -> str:
+    name = str(hit.payload.get("file") or hit.id[:_SHORT_ID])
+    return f"{hit.score:.3f}  {printable(Path(name).stem)}"

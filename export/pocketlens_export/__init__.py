@@ -1,0 +1,1 @@
+"""The customs: checkpoint in, verified and hashed bundle out, or a refusal."""

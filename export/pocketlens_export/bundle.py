@@ -1,0 +1,199 @@
+"""A finished training to a bundle: write, mint, check, and only then put in place.
+
+Owns the bundle's layout, the two ids and the report. Nothing is left behind under the asked name when a check
+fails: the bundle is built beside it and renamed at the end."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from pocketlens_export import parity
+from pocketlens_export.graphs import (
+    OPSET,
+    RawAndUnitImage,
+    write_pixels_graph,
+    write_rows_graph,
+    write_text_tower,
+)
+from pocketlens_training.checkpoint import Trained, load_run
+from pocketlens_training.cost import multiply_adds, parameters
+from pocketlens_training.recipe import PROMPTS
+from pocketlens_wire import manifest as manifests
+from pocketlens_wire.pictures import PictureSpec
+from pocketlens_wire.spaces import digest_arrays, mint
+
+SLOT_LAYOUT = "v1: [bos] prompt-before sentence prompt-after [eos]; sentence by position; feature read at [eos]"
+GOLDEN_ROWS = 8
+PARITY_ROWS = 64
+
+
+def export_bundle(run: Path, out: Path, *, name: str, accept: list[str] | None = None) -> dict[str, object]:
+    """Write the bundle of training `run` to `out` and return its report.
+
+    name: shown to people. accept: further encoder ids the cloud half takes (other students of the same token
+    space). Raises FileNotFoundError for an unfinished run, FileExistsError when `out` exists, parity.NotEqual when a
+    graph differs from its torch original."""
+    if out.exists():
+        raise FileExistsError(f"{out} exists; choose another name or remove it")
+    trained = load_run(run)
+    building = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        report = _build(trained, building, name, accept or [])
+        building.rename(out)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return report
+
+
+def _build(trained: Trained, folder: Path, name: str, accept: list[str]) -> dict[str, object]:
+    for half in ("edge", "cloud", "baselines"):
+        (folder / half).mkdir(parents=True)
+    _write_graphs(trained, folder)
+    given = parity.material(PARITY_ROWS, trained.recipe.seed)
+    expected = parity.originals(trained, given)
+    _write_golden(folder, given, expected)
+    ids = _write_manifests(trained, folder, name, accept)
+    checks = parity.check_bundle(folder, given, expected)
+    report = {"name": name, **ids, **_report(trained, folder), "parity": parity.as_report(checks)}
+    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    return report
+
+
+def _write_graphs(trained: Trained, folder: Path) -> None:
+    recipe, cloud, baselines = trained.recipe, folder / "cloud", folder / "baselines"
+    teacher = trained.teacher
+    write_pixels_graph(trained.student, folder / "edge" / "encoder.fp32.onnx", side=recipe.side, outputs=["sentence"])
+    write_text_tower(teacher.text, cloud / "text_tower.onnx", width=recipe.word_width, context=recipe.context)
+    write_pixels_graph(
+        RawAndUnitImage(teacher.image), cloud / "image_tower.onnx", side=recipe.side,
+        outputs=["image_raw", "image", "places"],
+    )  # fmt: skip
+    query = {"inputs": ["composed", "picture", "words"], "shape": (recipe.dim,), "output": "query"}
+    write_rows_graph(trained.query_head, cloud / "query_head.onnx", **query)
+    write_rows_graph(
+        trained.target_head, cloud / "target_head.onnx", inputs=["image_raw"], shape=(recipe.dim,), output="union"
+    )
+    write_rows_graph(trained.control_head, baselines / "query_head_control.onnx", **query)
+    with torch.no_grad():
+        side = recipe.side
+        places = tuple(teacher.image.places(torch.zeros(1, side, side, 3, dtype=torch.uint8)).shape[1:])
+    write_rows_graph(
+        trained.symmetric, baselines / "symmetric.onnx", inputs=["places"], shape=places, output="sentence"
+    )
+    shutil.copyfile(trained.tokenizer_file, cloud / "tokenizer.json")
+    files = {
+        "symmetric": asdict(manifests.describe_file(baselines / "symmetric.onnx")),
+        "query_head_control": asdict(manifests.describe_file(baselines / "query_head_control.onnx")),
+    }
+    (baselines / "baselines.json").write_text(json.dumps({"format": 1, "files": files}, indent=2) + "\n")
+
+
+def _write_golden(folder: Path, given: parity.Material, expected: parity.Originals) -> None:
+    """Vectors of the torch originals, so that `doctor` compares a machine with the training and not with itself."""
+    n = slice(GOLDEN_ROWS)
+    np.savez_compressed(folder / "edge" / "golden.npz", pixels=given.pixels[n], sentence=expected.sentence[n])
+    np.savez_compressed(
+        folder / "cloud" / "golden.npz",
+        sentence=expected.sentence[n], words=np.array(given.words[n]), composed=expected.composed[n],
+        picture=expected.picture[n], words_feature=expected.words[n], query=expected.query[n],
+        pixels=given.pixels[n], image_raw=expected.image_raw[n], image=expected.image[n], union=expected.union[n],
+    )  # fmt: skip
+
+
+def weights(module: nn.Module) -> dict[str, NDArray[np.generic]]:
+    """The tensors of `module` as arrays, for hashing."""
+    return {key: tensor.numpy() for key, tensor in module.state_dict().items()}
+
+
+def _write_manifests(trained: Trained, folder: Path, name: str, accept: list[str]) -> dict[str, str]:
+    recipe = trained.recipe
+    picture = PictureSpec(side=recipe.side, fit="crop")
+    seen = json.dumps(asdict(picture), sort_keys=True)
+    token_space = mint(
+        "token-space",
+        {
+            "text tower": digest_arrays(weights(trained.teacher.text)),
+            "tokenizer": hashlib.sha256(trained.tokenizer_file.read_bytes()).hexdigest(),
+            "prompts": json.dumps(asdict(PROMPTS), sort_keys=True),
+            "slots": SLOT_LAYOUT,
+        },
+    )
+    gallery_space = mint(
+        "gallery-space",
+        {
+            "image tower": digest_arrays(weights(trained.teacher.image)),
+            "picture": seen,
+            "original": "raw feature / length",
+            "union": digest_arrays(weights(trained.target_head)),
+        },
+    )
+    encoder = mint(
+        "encoder",
+        {"student": digest_arrays(weights(trained.student)), "picture": seen, "token space": token_space},
+    )
+    edge, cloud = folder / "edge", folder / "cloud"
+    token_norm = float(np.linalg.norm(np.load(edge / "golden.npz")["sentence"], axis=-1).mean())
+    manifests.write(
+        manifests.EdgeManifest(
+            name=name, token_space=token_space, encoder=encoder, token_count=recipe.tokens,
+            token_width=recipe.word_width, picture=picture,
+            graphs={"fp32": manifests.describe_file(edge / "encoder.fp32.onnx")},
+            golden=manifests.describe_file(edge / "golden.npz"), golden_tolerance=parity.ELSEWHERE * token_norm,
+        ),
+        edge,
+    )  # fmt: skip
+    manifests.write(
+        manifests.CloudManifest(
+            name=name, token_space=token_space, gallery_space=gallery_space, encoders=[encoder, *accept],
+            token_width=recipe.word_width, max_tokens=2 * recipe.tokens, context=recipe.context, dim=recipe.dim,
+            picture=picture, prompts=PROMPTS, targets=["original", "union"],
+            text_tower=manifests.describe_file(cloud / "text_tower.onnx"),
+            image_tower=manifests.describe_file(cloud / "image_tower.onnx"),
+            query_head=manifests.describe_file(cloud / "query_head.onnx"),
+            target_head=manifests.describe_file(cloud / "target_head.onnx"),
+            tokenizer=manifests.describe_file(cloud / "tokenizer.json"),
+            golden=manifests.describe_file(cloud / "golden.npz"), golden_tolerance=parity.ELSEWHERE,
+        ),
+        cloud,
+    )  # fmt: skip
+    return {"token_space": token_space, "gallery_space": gallery_space, "encoder": encoder}
+
+
+def _report(trained: Trained, folder: Path) -> dict[str, object]:
+    side = trained.recipe.side
+    towers = {"student": trained.student, "teacher_image_tower": trained.teacher.image}
+    pixels = torch.zeros(1, side, side, 3, dtype=torch.uint8)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        "recipe": asdict(trained.recipe),
+        "cost": {
+            key: {"parameters": parameters(module), "multiply_adds": multiply_adds(module, pixels)}
+            for key, module in towers.items()
+        }
+        | {"teacher_text_tower": {"parameters": parameters(trained.teacher.text)}},
+        "lessons": {path.name.removesuffix(".log.jsonl"): _last(path) for path in sorted(trained.folder.glob("*.jsonl"))},
+        "bytes": {str(path.relative_to(folder)): path.stat().st_size for path in files},
+        "opset": OPSET,
+        "versions": {
+            "python": platform.python_version(), "torch": torch.__version__, "onnx": onnx.__version__,
+            "onnxruntime": onnxruntime.__version__, "numpy": np.__version__,
+        },
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+    }  # fmt: skip
+
+
+def _last(log: Path) -> dict[str, float]:
+    return json.loads(log.read_text().splitlines()[-1])

@@ -1,0 +1,65 @@
+"""`pocketlens-export`: checkpoint in, verified bundle out, or a refusal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Turn a finished training into a bundle.\n\nExample: pocketlens-export bundle runs/sample -o mybundle",
+)
+
+
+@app.callback()
+def main() -> None:
+    """Turn a finished training into a bundle."""
+
+
+@app.command()
+def bundle(
+    run: Annotated[Path, typer.Argument(help="Run folder of `pocketlens-train`.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to make; it must not exist.")],
+    name: Annotated[str, typer.Option(help="Name shown to people.")] = "sample",
+    accept: Annotated[
+        list[str] | None, typer.Option(help="Another encoder id the cloud half shall accept; repeatable.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the whole report as JSON.")] = False,
+) -> None:
+    """Write ONNX graphs, manifests with hashes and ids, and golden vectors.
+
+    Every graph is run through the device's and the cloud's own runtimes and compared with torch; classic mistakes
+    (BGR, wrong slot position, missing normalisation) must stand out tenfold. If a check fails nothing is written
+    and the exit code is 1."""
+    from pocketlens_export.bundle import export_bundle
+    from pocketlens_export.parity import NotEqual
+    from pocketlens_wire.errors import PocketlensError
+
+    try:
+        report = export_bundle(run, out, name=name, accept=accept)
+    except (NotEqual, PocketlensError, FileNotFoundError, FileExistsError, ValueError) as wrong:
+        typer.echo(f"pocketlens-export: {wrong}", err=True)
+        raise typer.Exit(1) from wrong
+    if as_json:
+        typer.echo(json.dumps(report))
+        return
+    _print(report, out)
+
+
+def _print(report: dict, out: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("graph", "largest difference", "allowed", "least of the mistakes", title=f"Parity of {out}")
+    for check in report["parity"]:
+        least = min(check["mistakes"].items(), key=lambda item: item[1])
+        table.add_row(
+            check["graph"], f"{check['difference']:.1e}", f"{check['tolerance']:.0e}", f"{least[1]:.1e} ({least[0]})"
+        )
+    console = Console()
+    console.print(table)
+    console.print(f"token space {report['token_space']}, gallery space {report['gallery_space']}, encoder {report['encoder']}")

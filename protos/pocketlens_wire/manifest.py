@@ -1,0 +1,387 @@
+"""What a bundle says about itself: two strict, frozen records, read all or nothing.
+
+Owns manifest.json of both halves and the proof that the files beside it are the ones it means. Written by
+export, read by edge and cloud. A missing or unknown key, a wrong type or range, a newer format, a missing,
+escaping or altered file: each is a BadBundle that names the file and the key.
+"""
+
+import hashlib
+import json
+import math
+import os
+import string
+import types
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Final, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+
+from pocketlens_wire.errors import BadBundle
+from pocketlens_wire.limits import MAX_TOKENS, MAX_WIDTH
+from pocketlens_wire.pictures import PictureSpec
+
+FORMAT: Final = 1  # raised whenever an older reader would misread a bundle
+MANIFEST: Final = "manifest.json"
+MAX_MANIFEST_BYTES: Final = 1024 * 1024  # real ones have 2 KB
+
+Half = Literal["edge", "cloud"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class File:
+    """One file of a bundle half."""
+
+    file: str  # path inside the half, forward slashes, no ".."
+    sha256: str  # 64 lower-case hex digits over its bytes
+    bytes: int  # its size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """How sentence and words become the text tower's input; slots stand where {sentence} is."""
+
+    composed: str  # holds {sentence} and {words} once each: "a photo of {sentence}, {words}"
+    picture: str  # holds {sentence} once: "a photo of {sentence}"
+    words: str  # holds {words} once: "{words}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EdgeManifest:
+    """The device's half: one encoder, from pixels to sentence tokens."""
+
+    format: int = FORMAT
+    kind: str = "edge"
+    name: str  # for people
+    token_space: str  # "ts-..." of the tokens it makes
+    encoder: str  # "enc-..." sent with each query
+    token_count: int  # tokens a picture becomes
+    token_width: int  # numbers per token
+    picture: PictureSpec
+    graphs: dict[str, File]  # by precision; "fp32" is always there
+    golden: File  # npz: pixels uint8 (n, side, side, 3), sentence float32 (n, token_count, token_width)
+    golden_tolerance: float  # largest |difference| allowed on `sentence`
+
+
+@dataclass(frozen=True, kw_only=True)
+class CloudManifest:
+    """The service's half: text tower, image tower, heads, tokenizer."""
+
+    format: int = FORMAT
+    kind: str = "cloud"
+    name: str
+    token_space: str  # "ts-..." its text tower understands
+    gallery_space: str  # "gs-..." its gallery vectors lie in
+    encoders: list[str]  # "enc-..." it accepts
+    token_width: int
+    max_tokens: int  # sentence tokens accepted in one query
+    context: int  # most token ids of one text tower sequence
+    dim: int  # numbers per gallery vector
+    picture: PictureSpec
+    prompts: Prompts
+    targets: list[str]  # gallery vectors it can make: ["original"] or ["original", "union"]
+    text_tower: File
+    image_tower: File
+    query_head: File | None
+    target_head: File | None
+    tokenizer: File
+    golden: File
+    golden_tolerance: float  # largest |difference| allowed on every feature
+
+
+Manifest = EdgeManifest | CloudManifest
+_Record = TypeVar("_Record", bound=EdgeManifest | CloudManifest)
+
+
+def resolve_half(path: Path, half: Half) -> Path:
+    """The folder of one half: `path` itself if it holds a manifest, else its `edge` or `cloud` subfolder.
+
+    Raises BadBundle if neither holds one.
+    """
+    for folder in (path, path / half):
+        if (folder / MANIFEST).is_file():
+            return folder
+    what = "no such folder" if not path.exists() else f"neither {MANIFEST} nor {half}/{MANIFEST} in it"
+    raise BadBundle(
+        f"{path}: not a bundle ({what}). Name the bundle folder or its `{half}` half with --bundle."
+    )
+
+
+def read_edge(folder: Path) -> EdgeManifest:
+    """Read and verify the device's half in `folder` (or in its `edge` subfolder). Raises BadBundle."""
+    return _read(EdgeManifest, resolve_half(folder, "edge"))
+
+
+def read_cloud(folder: Path) -> CloudManifest:
+    """Read and verify the service's half in `folder` (or in its `cloud` subfolder). Raises BadBundle."""
+    return _read(CloudManifest, resolve_half(folder, "cloud"))
+
+
+def write(manifest: Manifest, folder: Path) -> None:
+    """Write manifest.json into `folder`, whole or not at all; the same manifest gives the same bytes.
+
+    Checks it as a reader would, keys and files, and raises BadBundle rather than write what cannot be read.
+    """
+    where = folder / MANIFEST
+    raw = asdict(manifest)
+    cls = EdgeManifest if isinstance(manifest, EdgeManifest) else CloudManifest
+    _verify_files(_record(cls, raw, where), folder, where)
+    unfinished = folder / f".{MANIFEST}.{os.getpid()}"
+    unfinished.write_text(
+        json.dumps(raw, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+    )
+    os.replace(unfinished, where)
+
+
+def describe_file(path: Path) -> File:
+    """File record of an existing file, named without its folder."""
+    return File(file=path.name, sha256=_sha256(path), bytes=path.stat().st_size)
+
+
+# --- reading
+
+
+def _read(cls: type[_Record], folder: Path) -> _Record:
+    where = folder / MANIFEST
+    manifest = _record(cls, _load(where), where)
+    _verify_files(manifest, folder, where)
+    return manifest
+
+
+def _load(where: Path) -> Any:
+    try:
+        if where.stat().st_size > MAX_MANIFEST_BYTES:
+            raise BadBundle(
+                f"{where}: larger than {MAX_MANIFEST_BYTES} bytes, so not a manifest. Get the bundle again."
+            )
+        text = where.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise BadBundle(f"{where}: cannot be read ({error.strerror}). Check its permissions.") from error
+    except UnicodeDecodeError as error:
+        raise BadBundle(f"{where}: not UTF-8 at byte {error.start}. Get the bundle again.") from error
+    try:
+        return json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise BadBundle(f"{where}: not valid JSON ({error}). Get the bundle again.") from error
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"key {next(name for name in names if names.count(name) > 1)!r} stands twice")
+    return result
+
+
+def _no_constant(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not a number JSON knows")
+
+
+def _record(cls: type[_Record], raw: Any, where: Path) -> _Record:
+    """A checked record from parsed JSON; format and kind come first, as they explain everything else."""
+    half = "edge" if cls is EdgeManifest else "cloud"
+    if not isinstance(raw, dict):
+        raise BadBundle(f"{where}: must hold a JSON object. Get the bundle again.")
+    came: Any = raw.get("format")  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    if isinstance(came, int) and not isinstance(came, bool) and came > FORMAT:
+        raise BadBundle(
+            f"{where}: key `format` is {came}, this Pocketlens reads {FORMAT}. "
+            f"The bundle is newer: upgrade with `pip install -U pocketlens`."
+        )
+    kind: Any = raw.get("kind")  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    if kind in ("edge", "cloud") and kind != half:
+        raise BadBundle(f"{where}: is the {kind} half of a bundle; the {half} half is needed here.")
+    try:
+        record = _convert(cls, raw, "")
+        _check(record)
+    except _Wrong as wrong:
+        raise BadBundle(
+            f"{where}: {wrong}. Get the bundle again, or one for this version of Pocketlens."
+        ) from wrong
+    return record
+
+
+class _Wrong(Exception):
+    """What is wrong with which key; becomes a BadBundle once the file is known."""
+
+    def __init__(self, key: str, problem: str) -> None:
+        super().__init__(f"key `{key}` {problem}" if key else problem)
+
+
+def _convert(wanted: Any, raw: Any, key: str) -> Any:
+    """`raw` as the annotated type `wanted`, or _Wrong. Understands just the types the records use."""
+    if is_dataclass(wanted):
+        return _convert_record(wanted, raw, key)
+    if isinstance(wanted, types.UnionType):  # X | None
+        inner = next(arm for arm in get_args(wanted) if arm is not types.NoneType)
+        return None if raw is None else _convert(inner, raw, key)
+    if get_origin(wanted) is list:
+        _check_type(raw, list, "a list", key)
+        (inner,) = get_args(wanted)
+        return [_convert(inner, item, f"{key}[{i}]") for i, item in enumerate(raw)]
+    if get_origin(wanted) is dict:
+        _check_type(raw, dict, "an object", key)
+        inner = get_args(wanted)[1]
+        return {name: _convert(inner, item, f"{key}.{name}") for name, item in sorted(raw.items())}
+    if wanted is str:
+        _check_type(raw, str, "a string", key)
+        return raw
+    if wanted is int:
+        _check_type(raw, int, "a whole number", key)
+        return raw
+    if wanted is float:
+        _check_type(raw, (int, float), "a number", key)
+        return float(raw)
+    raise AssertionError(f"no rule for {wanted!r}, the type of manifest key {key!r}")
+
+
+def _check_type(raw: Any, wanted: type | tuple[type, ...], said: str, key: str) -> None:
+    if not isinstance(raw, wanted) or isinstance(raw, bool):
+        raise _Wrong(key, f"must be {said}, came {json.dumps(raw)[:60]}")
+
+
+def _convert_record(cls: Any, raw: Any, key: str) -> Any:
+    _check_type(raw, dict, "an object", key)
+    hints = get_type_hints(cls)
+    known = {field.name for field in fields(cls)}
+    prefix = f"{key}." if key else ""
+    for name in sorted(known - raw.keys()):
+        raise _Wrong(prefix + name, "is missing")
+    for name in sorted(raw.keys() - known):
+        raise _Wrong(prefix + name, "is unknown")
+    values = {name: _convert(hints[name], raw[name], prefix + name) for name in hints}
+    try:
+        return cls(**values)
+    except ValueError as error:  # PictureSpec checks itself
+        raise _Wrong(key, f"is wrong: {error}") from error
+
+
+# --- ranges
+
+
+def _check(manifest: Manifest) -> None:
+    """Everything types cannot say. Raises _Wrong naming the key."""
+    _demand(manifest.format == FORMAT, "format", f"must be {FORMAT}, came {manifest.format}")
+    if isinstance(manifest, EdgeManifest):
+        _check_edge(manifest)
+    else:
+        _check_cloud(manifest)
+    for key in ("name", "token_space"):
+        _demand(getattr(manifest, key) != "", key, "is empty")
+    _demand(1 <= manifest.token_width <= MAX_WIDTH, "token_width", f"must be 1 to {MAX_WIDTH}")
+    tolerance = manifest.golden_tolerance
+    _demand(math.isfinite(tolerance) and tolerance > 0, "golden_tolerance", "must be positive and finite")
+    for key, file in _files(manifest):
+        _check_file(key, file)
+
+
+def _check_edge(manifest: EdgeManifest) -> None:
+    _demand(manifest.kind == "edge", "kind", f'must be "edge", came {manifest.kind!r}')
+    _demand(manifest.encoder != "", "encoder", "is empty")
+    _demand(1 <= manifest.token_count <= MAX_TOKENS, "token_count", f"must be 1 to {MAX_TOKENS}")
+    _demand("fp32" in manifest.graphs, "graphs.fp32", "is missing")
+
+
+def _check_cloud(manifest: CloudManifest) -> None:
+    _demand(manifest.kind == "cloud", "kind", f'must be "cloud", came {manifest.kind!r}')
+    _demand(manifest.gallery_space != "", "gallery_space", "is empty")
+    _demand(bool(manifest.encoders) and "" not in manifest.encoders, "encoders", "must list encoder ids")
+    _demand(1 <= manifest.max_tokens <= MAX_TOKENS, "max_tokens", f"must be 1 to {MAX_TOKENS}")
+    _demand(manifest.dim >= 1, "dim", "must be at least 1")
+    enough = manifest.max_tokens + 2  # bos, the sentence, eos
+    _demand(manifest.context >= enough, "context", f"must be at least {enough}")
+    _demand(
+        manifest.targets in (["original"], ["original", "union"]),
+        "targets",
+        f'must be ["original"] or ["original", "union"], came {manifest.targets}',
+    )
+    union = "union" in manifest.targets
+    _demand(
+        union == (manifest.target_head is not None),
+        "target_head",
+        'must be there exactly with target "union"',
+    )
+    _demand(not union or manifest.query_head is not None, "query_head", 'is needed for target "union"')
+    slots = {"composed": ["sentence", "words"], "picture": ["sentence"], "words": ["words"]}
+    for key, wanted in slots.items():
+        _check_prompt(f"prompts.{key}", getattr(manifest.prompts, key), wanted)
+
+
+def _check_prompt(key: str, prompt: str, wanted: list[str]) -> None:
+    said = " and ".join(f"{{{name}}}" for name in wanted)
+    try:
+        parts = list(string.Formatter().parse(prompt))
+    except ValueError:
+        parts = []
+    names = sorted(str(name) for _, name, _, _ in parts if name is not None)
+    plain = all(not spec and not conversion for _, _, spec, conversion in parts)
+    _demand(
+        names == wanted and plain,
+        key,
+        f"must hold {said} exactly once each and no other brace, came {prompt!r}",
+    )
+
+
+def _demand(holds: bool, key: str, problem: str) -> None:  # noqa: FBT001  reads as an assertion
+    if not holds:
+        raise _Wrong(key, problem)
+
+
+# --- files
+
+
+def _files(manifest: Manifest) -> list[tuple[str, File]]:
+    """(key, record) of every file a manifest names."""
+    found: list[tuple[str, File]] = []
+    for field in fields(manifest):
+        value: Any = getattr(manifest, field.name)
+        if isinstance(value, File):
+            found.append((field.name, value))
+        elif field.name == "graphs":
+            found.extend((f"graphs.{name}", file) for name, file in value.items())
+    return found
+
+
+def _check_file(key: str, file: File) -> None:
+    path = PurePosixPath(file.file)
+    inside = file.file != "" and not path.is_absolute() and ".." not in path.parts and str(path) == file.file
+    plain = not set(file.file) & set("\\:\0") and path.name != MANIFEST and str(path) != "."
+    _demand(
+        inside and plain, f"{key}.file", f"must be a plain path inside the bundle half, came {file.file!r}"
+    )
+    is_hex = len(file.sha256) == 64 and set(file.sha256) <= set("0123456789abcdef")
+    _demand(is_hex, f"{key}.sha256", "must be 64 lower-case hex digits")
+    _demand(file.bytes >= 0, f"{key}.bytes", "must not be negative")
+
+
+def _verify_files(manifest: Manifest, folder: Path, where: Path) -> None:
+    """Every file lies inside the half and is, byte for byte, the one that was exported. Raises BadBundle."""
+    home = folder.resolve()
+    for key, file in _files(manifest):
+        path = folder / file.file
+        if not path.resolve().is_relative_to(home):
+            raise BadBundle(
+                f"{where}: key `{key}.file` leads out of the bundle ({file.file} -> {path.resolve()})."
+            )
+        if not path.is_file():
+            raise BadBundle(
+                f"{path}: no such file, though key `{key}` of {MANIFEST} names it. Get the bundle again."
+            )
+        size = path.stat().st_size
+        if size != file.bytes:
+            raise BadBundle(
+                f"{path}: has {size} bytes, key `{key}.bytes` of {MANIFEST} says {file.bytes}. "
+                "Get the bundle again."
+            )
+        came = _sha256(path)
+        if came != file.sha256:
+            raise BadBundle(
+                f"{path}: altered since export. sha256 is {came}, key `{key}.sha256` of {MANIFEST} says "
+                f"{file.sha256}. Get the bundle again."
+            )
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise BadBundle(f"{path}: cannot be read ({error.strerror}). Check its permissions.") from error

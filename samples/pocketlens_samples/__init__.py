@@ -1,0 +1,1 @@
+"""The sample world: a drawn product catalogue with captions, sketches and composed queries."""

@@ -1,0 +1,194 @@
+"""A toy bundle whose encoder has the true signature, and a fake service on the real gRPC stack."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+from pocketlens_edge.client import Client
+from pocketlens_edge.encoder import Encoder
+from pocketlens_wire.errors import KIND_METADATA
+from pocketlens_wire.manifest import EdgeManifest, describe_file, write
+from pocketlens_wire.pictures import PictureSpec
+from pocketlens_wire.v1 import retrieval_pb2 as pb
+from pocketlens_wire.v1.retrieval_pb2_grpc import RetrievalServicer, add_RetrievalServicer_to_server
+
+SIDE, COUNT, WIDTH = 32, 4, 192
+TOKEN_SPACE, ENCODER = "ts-0123456789abcdef", "enc-0123456789abcdef"
+TOLERANCE = 1e-4  # on sums of 48 products of order 1: float32 leaves about 1e-6
+
+
+def toy_graph() -> onnx.ModelProto:
+    """pixels -> normalised -> 8x8 means -> one linear map -> sentence. Sees colours and rough places."""
+    random = np.random.default_rng(7)
+    patches = (SIDE // 8) ** 2 * 3
+    constants = {
+        "scale": np.float32(1 / 255),
+        "mean": np.array([0.48, 0.46, 0.41], np.float32),
+        "std": np.array([0.27, 0.26, 0.28], np.float32),
+        "weights": random.standard_normal((patches, COUNT * WIDTH)).astype(np.float32),
+        "shape": np.array([-1, COUNT, WIDTH], np.int64),
+    }
+    nodes = [
+        helper.make_node("Cast", ["pixels"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["float", "scale"], ["unit"]),
+        helper.make_node("Sub", ["unit", "mean"], ["centred"]),
+        helper.make_node("Div", ["centred", "std"], ["normal"]),
+        helper.make_node("Transpose", ["normal"], ["planes"], perm=[0, 3, 1, 2]),
+        helper.make_node("AveragePool", ["planes"], ["means"], kernel_shape=[8, 8], strides=[8, 8]),
+        helper.make_node("Flatten", ["means"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "weights"], ["mapped"]),
+        helper.make_node("Reshape", ["mapped", "shape"], ["sentence"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "toy",
+        [helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["batch", SIDE, SIDE, 3])],
+        [helper.make_tensor_value_info("sentence", TensorProto.FLOAT, ["batch", COUNT, WIDTH])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def reference(pixels: np.ndarray) -> np.ndarray:
+    """What the toy graph should give, in numpy: the golden vectors do not come from the runtime under test."""
+    weights = np.random.default_rng(7).standard_normal(((SIDE // 8) ** 2 * 3, COUNT * WIDTH)).astype(np.float32)
+    normal = (pixels / 255 - np.array([0.48, 0.46, 0.41])) / np.array([0.27, 0.26, 0.28])
+    means = normal.reshape(-1, SIDE // 8, 8, SIDE // 8, 8, 3).mean((2, 4)).transpose(0, 3, 1, 2)
+    return (means.reshape(len(pixels), -1) @ weights).reshape(-1, COUNT, WIDTH).astype(np.float32)
+
+
+def golden_pixels() -> np.ndarray:
+    """Six coloured gradients with noise: no two alike, none grey."""
+    random = np.random.default_rng(1)
+    ramp = np.linspace(0, 1, SIDE)
+    colours = random.uniform(0, 255, (6, 1, 1, 3))
+    pictures = colours * (0.4 + 0.6 * ramp[:, None, None]) + random.normal(0, 8, (6, SIDE, SIDE, 3))
+    return np.clip(pictures, 0, 255).astype(np.uint8)
+
+
+def write_edge(folder: Path, *, graph: onnx.ModelProto, sentence: np.ndarray | None = None) -> Path:
+    """An edge half in `folder`, its hashes right whatever is in it."""
+    folder.mkdir(parents=True)
+    onnx.save(graph, folder / "encoder.fp32.onnx")
+    pixels = golden_pixels()
+    np.savez(
+        folder / "golden.npz", pixels=pixels, sentence=reference(pixels) if sentence is None else sentence
+    )
+    manifest = EdgeManifest(
+        name="toy",
+        token_space=TOKEN_SPACE,
+        encoder=ENCODER,
+        token_count=COUNT,
+        token_width=WIDTH,
+        picture=PictureSpec(side=SIDE, fit="squash"),
+        graphs={"fp32": describe_file(folder / "encoder.fp32.onnx")},
+        golden=describe_file(folder / "golden.npz"),
+        golden_tolerance=TOLERANCE,
+    )
+    write(manifest, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole, healthy toy bundle (its edge half); read only."""
+    root = tmp_path_factory.mktemp("bundle")
+    write_edge(root / "edge", graph=toy_graph())
+    return root
+
+
+@pytest.fixture(scope="session")
+def encoder(bundle: Path) -> Encoder:
+    return Encoder.load(bundle)
+
+
+@pytest.fixture(scope="session")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A JPEG of 320 x 240."""
+    path = tmp_path_factory.mktemp("photo") / "mug.jpg"
+    noise = np.random.default_rng(3).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    Image.fromarray(noise).resize((320, 240), Image.Resampling.BICUBIC).save(path, quality=90)
+    return path
+
+
+class FakeService(RetrievalServicer):
+    """Answers every search with the same two hits, after the failures it was told to make."""
+
+    def __init__(self) -> None:
+        self.requests: list[pb.SearchRequest] = []
+        self.calls = 0
+        self.failures: deque[tuple[grpc.StatusCode, str, str]] = deque()
+        self.delay_s = 0.0
+        self.notes: list[str] = []
+        self.description = pb.DescribeReply(
+            token_space=TOKEN_SPACE,
+            gallery_space="gs-0123456789abcdef",
+            encoders=[ENCODER],
+            modes=[pb.MODE_ZERO_SHOT, pb.MODE_TUNED],
+            gallery_size=3000,
+            generation="g1",
+            bundle="toy",
+            server_version="0.1.0",
+            provider="CPUExecutionProvider",
+        )
+
+    def Search(self, request: pb.SearchRequest, context: grpc.ServicerContext) -> pb.SearchReply:  # noqa: N802
+        self.calls += 1
+        self.requests.append(request)
+        time.sleep(self.delay_s)
+        if self.failures:
+            code, details, kind = self.failures.popleft()
+            if kind:
+                context.set_trailing_metadata(((KIND_METADATA, kind),))
+            context.abort(code, details)
+        hits = [
+            pb.Hit(id="a" * 40, score=0.5, payload={"file": pb.Value(text="one.png"), "count": pb.Value(integer=2)}),
+            pb.Hit(id="b" * 40, score=0.25, payload={"file": pb.Value(text="two.png"), "part": pb.Value(flag=True)}),
+        ]
+        return pb.SearchReply(
+            hits=hits[: request.top],
+            times=pb.StageTimes(check_ms=0.1, queue_ms=0.2, text_tower_ms=3, heads_ms=0.3, search_ms=1, total_ms=4.6),
+            token_space=TOKEN_SPACE,
+            gallery_space="gs-0123456789abcdef",
+            mode=request.mode or pb.MODE_TUNED,
+            generation="g1",
+            notes=self.notes,
+        )
+
+    def Describe(self, request: pb.DescribeRequest, context: grpc.ServicerContext) -> pb.DescribeReply:  # noqa: N802
+        return self.description
+
+
+@pytest.fixture
+def service() -> FakeService:
+    return FakeService()
+
+
+@pytest.fixture
+def server(service: FakeService) -> Iterator[str]:
+    """HOST:PORT of a real gRPC server around the fake service."""
+    with ThreadPoolExecutor(4) as threads:
+        server = grpc.server(threads)
+        add_RetrievalServicer_to_server(service, server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        yield f"127.0.0.1:{port}"
+        stopped: threading.Event = server.stop(grace=0)
+        stopped.wait()
+
+
+@pytest.fixture
+def client(server: str) -> Iterator[Client]:
+    with Client(server, token_space=TOKEN_SPACE, encoder_id=ENCODER) as client:
+        yield client
