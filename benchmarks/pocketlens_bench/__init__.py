@@ -1,1 +1,1 @@
-"""The scales: how well and how fast a bundle finds, measured through the real parts. Never torch."""
+"""The scales: accuracy and latency of the committed bundle."""

@@ -58,8 +58,12 @@ def _verified(folder: Path) -> dict[str, Path]:
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise BadBundle(f"{where}: not a description of baselines ({error!r}). Get the bundle again.") from error
     if came != FORMAT:
-        raise BadBundle(f"{where}: key `format` is {came}, this Pocketlens reads {FORMAT}. Upgrade, or take its bundle.")
+        raise BadBundle(
+            f"{where}: key `format` is {came}, this Pocketlens reads {FORMAT}. Upgrade, or take its bundle."
+        )
     for name, path in named.items():
         if not path.is_file() or asdict(describe_file(path)) != files[name]:
-            raise BadBundle(f"{path}: not the file that key `files.{name}` of {DESCRIPTION} means. Get the bundle again.")
+            raise BadBundle(
+                f"{path}: not the file that key `files.{name}` of {DESCRIPTION} means. Get the bundle again."
+            )
     return named

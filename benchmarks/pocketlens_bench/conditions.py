@@ -5,7 +5,6 @@ latency.py."""
 
 import os
 import platform
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,18 +16,12 @@ from pocketlens_wire.manifest import read_edge
 PACKAGES = ("pocketlens", "numpy", "pillow", "onnxruntime", "grpcio", "qdrant-edge-py", "tokenizers")
 
 
-@dataclass(frozen=True)
-class Busy:
-    """How much else the machine was doing: other processes distort times, not accuracy."""
-
-    load_at_start: float
-
-    @classmethod
-    def now(cls) -> "Busy":
-        return cls(round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else float("nan"))
+def load_now() -> float | None:
+    """Processes that want to run, mean of the last minute: others' work distorts times. None where unknown."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
-def conditions(bundle: Path, *, busy: Busy, **more: Any) -> dict[str, Any]:
+def conditions(bundle: Path, *, load: float | None, **more: Any) -> dict[str, Any]:
     """The card: what `more` says, then bundle ids, machine and versions; all JSON."""
     edge = read_edge(bundle)
     _, cloud = open_cloud_half(bundle)
@@ -48,7 +41,7 @@ def conditions(bundle: Path, *, busy: Busy, **more: Any) -> dict[str, Any]:
             "cpu": _cpu(),
             "cores": os.cpu_count(),
             "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-            "load_at_start": busy.load_at_start,
+            "load_at_start": load,
         },
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "time": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -11,9 +11,12 @@ relevant id, and the whole gallery competes, the anchor's like included. Called 
 from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+Id = TypeVar("Id", bound=Hashable)
 
 RESAMPLES = 1000  # of a bootstrap: the ends of a 95 % interval are then known to about a tenth of its width
 CONFIDENCE = 0.95
@@ -50,7 +53,7 @@ def _hits(k: int, ranked: Sequence[Hashable], relevant: Collection[Hashable]) ->
     if len(set(ranked)) != len(ranked):
         raise ValueError("an id is ranked twice")
     wanted = set(relevant)
-    return [id in wanted for id in ranked[:k]]
+    return [name in wanted for name in ranked[:k]]
 
 
 def judge(
@@ -68,10 +71,10 @@ def _one(name: str, ranked: Sequence[Hashable], relevant: Collection[Hashable]) 
     return metric(int(k), ranked, relevant)
 
 
-def pessimistic(scored: Sequence[tuple[Hashable, float]], relevant: Collection[Hashable]) -> list[Hashable]:
+def pessimistic(scored: Sequence[tuple[Id, float]], relevant: Collection[Id]) -> list[Id]:
     """Ids by score, best first; among equal scores the relevant ones come last: ties count against us."""
     wanted = set(relevant)
-    return [id for id, _ in sorted(scored, key=lambda pair: (-pair[1], pair[0] in wanted))]
+    return [name for name, _ in sorted(scored, key=lambda pair: (-pair[1], pair[0] in wanted))]
 
 
 def mean(values: NDArray[np.float64], *, seed: int) -> Measured:
@@ -84,7 +87,7 @@ def mean(values: NDArray[np.float64], *, seed: int) -> Measured:
     return Measured(float(values.mean()), float(low), float(high))
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=16)
 def _resampled(count: int, seed: int) -> NDArray[np.float64]:
     """How often each query is drawn in each resample, (RESAMPLES, count)."""
     rng = np.random.default_rng(seed)

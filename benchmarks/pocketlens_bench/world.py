@@ -21,6 +21,8 @@ VALIDATION_SEED = 72_001  # of the composed set on which the baseline's weight i
 JPEG_QUALITY = 92  # as `queries.write_gallery` writes them
 WORTH_A_POOL = 500  # pictures; below that the processes take longer to start than to draw
 
+OnProgress = Callable[[str, int, int], None]  # stage, done, total
+
 LEFT_TO_WORDS = ("colour", "background")  # a sketch shows neither
 
 
@@ -41,6 +43,10 @@ FULL = Sizes()
 QUICK = Sizes(
     queries=200, gallery=1000, retrieval=500, sketches=200, sketch_gallery=1000, validation=150, validation_gallery=750
 )
+
+
+def silently(*_: object) -> None:
+    """An OnProgress that tells nobody."""
 
 
 def photographed(
@@ -77,8 +83,7 @@ def has_held_out_wording(query: ComposedQuery) -> bool:
 
     The set does not record it; the fixed words before the first blank of a template tell it for sure."""
     return any(
-        query.text.startswith(template.partition("{")[0])
-        for template in HELD_OUT_TEMPLATES[query.edits[0].attribute]
+        query.text.startswith(template.partition("{")[0]) for template in HELD_OUT_TEMPLATES[query.edits[0].attribute]
     )
 
 

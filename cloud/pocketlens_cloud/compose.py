@@ -23,7 +23,10 @@ from pocketlens_cloud.tokenizer import Tokenizer
 from pocketlens_cloud.towers import Row, TextTower
 
 Mode = Literal["zero-shot", "tuned"]
-VECTOR_OF: dict[Mode, str] = {"zero-shot": "original", "tuned": "union"}  # gallery vector each mode is searched in
+VECTOR_OF: dict[Mode, str] = {
+    "zero-shot": "original",
+    "tuned": "union",
+}  # gallery vector each mode is searched in
 
 MAX_UNKNOWN_NAMED = 5  # unknown words spelled out in a note
 
@@ -111,7 +114,7 @@ class Composer:
         )
 
     def compose_batch(self, asks: Sequence[Ask], mode: Mode) -> NDArray[np.float32]:
-        """Query vectors (len(asks), dim), row for row what `compose` gives. For benchmarks and indexing tools."""
+        """Query vectors (len(asks), dim), row for row what `compose` gives. For benchmarks."""
         self._check_mode(mode)
         cut = [(sentence, self._words(sentence, words)[0]) for sentence, words in asks]
         return self.query(self._features(cut, with_parts=mode == "tuned"), mode)
@@ -121,7 +124,7 @@ class Composer:
         return self._features(asks, with_parts=True)
 
     def query(self, features: Features, mode: Mode) -> NDArray[np.float32]:
-        """Unit query vectors (batch, dim): the composed feature (zero-shot) or the query head's output (tuned)."""
+        """Unit query vectors (batch, dim): the composed feature, or the query head's output when tuned."""
         if mode == "zero-shot" or self._query_head is None:
             return features.composed
         feeds = {"composed": features.composed, "picture": features.picture, "words": features.words}
@@ -140,8 +143,8 @@ class Composer:
         notes = []
         if used != cleaned:
             notes.append(
-                f"The words were longer than the text tower reads ({self.manifest.context} tokens with prompt and "
-                f"picture): the first {len(used.split())} of {len(cleaned.split())} words were used."
+                f"The words were longer than the text tower reads: "
+                f"the first {len(used.split())} of {len(cleaned.split())} words were used."
             )
         if unknown := self._tokenizer.unknown(used):
             more = len(unknown) - MAX_UNKNOWN_NAMED
@@ -163,7 +166,9 @@ class Composer:
             p = place(self._layout.picture(sentence)) if sentence is not None and (with_parts or not both) else -1
             w = place(self._layout.words(text)) if text and (with_parts or not both) else -1
             c = place(self._layout.composed(sentence, text)) if sentence is not None and both else max(p, w)
-            composed.append(c), picture.append(p), words.append(w)
+            composed.append(c)
+            picture.append(p)
+            words.append(w)
         table = np.concatenate([self._tower.run(rows), self._empty[None]]) if rows else self._empty[None]
         return Features(table[composed], table[picture], table[words])
 
@@ -225,7 +230,9 @@ class _Layout:
         before, after = (self._tokenizer.ids(_fill(part, words)) for part in prompt.split("{sentence}"))
         slots = [self._tokenizer.slot] * len(sentence)
         return Row(
-            [self._tokenizer.bos, *before, *slots, *after, self._tokenizer.eos], sentence, start=1 + len(before)
+            [self._tokenizer.bos, *before, *slots, *after, self._tokenizer.eos],
+            sentence,
+            start=1 + len(before),
         )
 
 

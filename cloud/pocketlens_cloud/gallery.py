@@ -104,8 +104,8 @@ class Gallery:
         try:
             if cls.exists(path):
                 raise GalleryError(f"{path} already holds a gallery: open it, or choose another directory")
-            ours = (LOCK, SHARD, UNFINISHED)  # may be left by a creation that was killed
-            if foreign := sorted(entry.name for entry in path.iterdir() if entry.name not in ours):
+            ours = {LOCK, SHARD, UNFINISHED}  # may be left by a creation that was killed
+            if foreign := sorted(set(os.listdir(path)) - ours):
                 raise GalleryError(f"{path} is not empty (it holds {foreign[0]}): choose a new or empty directory")
             shutil.rmtree(path / SHARD, ignore_errors=True)
             description = Description(
@@ -135,7 +135,7 @@ class Gallery:
         lock = _Lock.take(path)
         try:
             description = _read_description(path)
-            with _engine(f"{path}: the gallery cannot be opened; it may be damaged, so index again into a new directory"):
+            with _engine(f"{path}: the gallery cannot be opened; it may be damaged: index again into a new directory"):
                 shard = engine.EdgeShard.load(str(path / SHARD))
             return cls(path, lock, description, shard)
         except BaseException:
@@ -144,8 +144,11 @@ class Gallery:
 
     @staticmethod
     def exists(path: Path) -> bool:
-        """Whether `path` holds a finished gallery."""
-        return (path / DESCRIPTION).is_file()
+        """Whether `path` holds a finished gallery. Raises GalleryError if it may not be looked at."""
+        try:
+            return (path / DESCRIPTION).is_file()
+        except PermissionError as error:
+            raise _unwritable(path, error) from error
 
     @property
     def gallery_space(self) -> str:
@@ -204,17 +207,17 @@ class Gallery:
         with _engine(f"{self.path}: cannot write"):
             self._shard.update(engine.UpdateOperation.upsert_points(stored))
 
-    def set_payload(self, id: str, payload: Payload) -> None:
+    def set_payload(self, point_id: str, payload: Payload) -> None:
         """Replace the whole payload of one picture."""
         self._begin(self._learned([payload]))
         with _engine(f"{self.path}: cannot write"):
-            self._shard.update(engine.UpdateOperation.overwrite_payload([_uuid(id)], self._in(payload)))
+            self._shard.update(engine.UpdateOperation.overwrite_payload([_uuid(point_id)], self._in(payload)))
 
     def delete(self, ids: Sequence[str]) -> None:
         """Remove pictures; unknown ids are no error."""
         self._begin(self._description.payload)
         with _engine(f"{self.path}: cannot write"):
-            self._shard.update(engine.UpdateOperation.delete_points([_uuid(id) for id in ids]))
+            self._shard.update(engine.UpdateOperation.delete_points([_uuid(point_id) for point_id in ids]))
 
     def flush(self) -> None:
         """Bring everything written so far onto the disk."""
@@ -222,7 +225,7 @@ class Gallery:
             self._shard.flush()
 
     def settle(self) -> None:
-        """Declare the writing finished: build the search index where it pays, flush, say so in gallery.json."""
+        """Declare the writing finished: build the search index where it pays, flush, put it on record."""
         with _engine(f"{self.path}: cannot write"):
             self._shard.optimize()
             self._shard.flush()
@@ -356,7 +359,7 @@ def learn(kinds: Mapping[str, Kind], payload: Mapping[str, object]) -> dict[str,
     for key, value in payload.items():
         if not KEY.fullmatch(key):
             raise GalleryError(
-                f"payload key {clip(key)}: use letters, digits, `_` and `-`, beginning with a letter or `_`, 64 at most"
+                f"payload key {clip(key)}: use at most 64 letters, digits, `_` and `-`, beginning with a letter or `_`"
             )
         came = kind_of(value)
         if came is None:
@@ -390,20 +393,25 @@ def _condition(key: str, value: Scalar, kinds: Mapping[str, Kind]) -> engine.Fie
     kind, came = kinds[key], kind_of(value)
     if came != kind and (kind, came) != ("number", "integer"):
         raise BadQuery(f"filter key `{key}` holds {kind}; {came or 'something else'} {clip(repr(value))} came")
-    if kind == "number":  # the engine matches floats by range only
-        return engine.FieldCondition(key, range=engine.RangeFloat(gte=float(value), lte=float(value)))
-    return engine.FieldCondition(key, match=engine.MatchValue(_stored(value, kind)))
+    wanted = _stored(value, kind)
+    if isinstance(wanted, float):  # the engine matches floats by range only
+        return engine.FieldCondition(key, range=engine.RangeFloat(gte=wanted, lte=wanted))
+    return engine.FieldCondition(key, match=engine.MatchValue(wanted))
 
 
 def _stored(value: Scalar, kind: Kind) -> Scalar:
     """A payload value as the engine keeps it."""
-    if kind == "flag":
-        return int(value)
-    return float(value) if kind == "number" else value
+    match kind:
+        case "flag":
+            return int(value)
+        case "number":
+            return float(value)
+        case _:
+            return value
 
 
-def _uuid(id: str) -> str:
-    return str(UUID(id))
+def _uuid(point_id: str) -> str:
+    return str(UUID(point_id))
 
 
 @contextmanager
@@ -439,8 +447,8 @@ class _Lock:
                 holder = os.read(descriptor, 32).decode(errors="replace").strip()
                 os.close(descriptor)
                 raise GalleryError(
-                    f"{path} is open in another process{f' (pid {holder})' if holder else ''}: one process at a time "
-                    "may hold a gallery. Stop that one, or work on another directory"
+                    f"{path} is open in another process{f' (pid {holder})' if holder else ''}: "
+                    "one process at a time may hold a gallery. Stop that one, or work on another directory"
                 ) from error
         os.ftruncate(descriptor, 0)
         os.write(descriptor, str(os.getpid()).encode())
@@ -482,7 +490,9 @@ def _read_description(path: Path) -> Description:
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
         if isinstance(raw, dict) and isinstance(raw.get("format"), int) and raw["format"] > FORMAT:
-            raise GalleryError(f"{file}: format {raw['format']} is newer than this program's {FORMAT}: update Pocketlens")
+            raise GalleryError(
+                f"{file}: format {raw['format']} is newer than this program's {FORMAT}: update Pocketlens"
+            )
         return Description(**raw)
     except (OSError, ValueError, TypeError) as error:
         raise GalleryError(f"{file} is damaged ({error}): index again into a new directory") from error

@@ -24,7 +24,7 @@ from pocketlens_cloud.bundle import open_cloud_half
 from pocketlens_cloud.gallery import Gallery, Kind, Payload, Point, clip, learn
 from pocketlens_cloud.towers import ImageTower
 
-SUFFIXES = frozenset(".jpg .jpeg .png .webp .gif .bmp .tif .tiff .ppm .pgm .pbm".split())
+SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"])
 PAYLOAD_FILE = "payload.jsonl"
 JOURNAL_FILE = "journal.jsonl"
 FILE_KEY = "file"  # payload key every indexed picture has: its path relative to the indexed folder
@@ -105,7 +105,7 @@ def list_pictures(folder: Path) -> list[str]:
         raise GalleryError(f"{folder} is not a folder: name the folder that holds the pictures")
     home = folder.resolve()
     found = []
-    for at, _, names in os.walk(home, followlinks=False):
+    for at, _, names in os.walk(home, onerror=_raise, followlinks=False):
         for name in names:
             path = Path(at, name)
             if path.suffix.lower() not in SUFFIXES:
@@ -227,7 +227,13 @@ class _Run:
         rehash: bool,
     ) -> None:
         self.report = IngestReport()
-        self._folder, self._gallery, self._journal, self._notes, self._spec = folder, gallery, journal, notes, spec
+        self._folder, self._gallery, self._journal, self._notes, self._spec = (
+            folder,
+            gallery,
+            journal,
+            notes,
+            spec,
+        )
         self._stored = dict(gallery.payloads())  # id -> payload, as found at the start
         self._remembered = {} if rehash else dict(journal.entries)
         self._owner: dict[str, str] = {}  # id -> first file that holds it
@@ -241,7 +247,11 @@ class _Run:
         try:
             status = path.stat()
             known = self._remembered.get(file)
-            if known and (known.size, known.mtime_ns) == (status.st_size, status.st_mtime_ns) and known.id in self._stored:
+            if (
+                known
+                and (known.size, known.mtime_ns) == (status.st_size, status.st_mtime_ns)
+                and known.id in self._stored
+            ):
                 return _Seen(file=file, entry=known)
             if status.st_size > MAX_FILE_BYTES:
                 return _Seen(file=file, trouble=f"{file}: {status.st_size} bytes; the limit is {MAX_FILE_BYTES}")
@@ -296,9 +306,11 @@ class _Run:
 
     def remove_stale(self, files: set[str], *, prune: bool) -> None:
         """Remove pictures whose file now holds something else; report or prune those whose file is gone."""
-        stale = {id: str(payload.get(FILE_KEY)) for id, payload in self._stored.items() if id not in self._owner}
-        replaced = [id for id, file in stale.items() if file in files - self._untouched]
-        gone = {id: file for id, file in stale.items() if file not in files}
+        stale = {
+            point: str(payload.get(FILE_KEY)) for point, payload in self._stored.items() if point not in self._owner
+        }
+        replaced = [point for point, file in stale.items() if file in files - self._untouched]
+        gone = {point: file for point, file in stale.items() if file not in files}
         self.report.replaced = len(replaced)
         self.report.gone = sorted(gone.values())
         self.report.pruned = len(gone) if prune else 0
@@ -311,17 +323,20 @@ class _Run:
 
 def _open_or_create(path: Path, manifest: CloudManifest) -> Gallery:
     if not Gallery.exists(path):
-        return Gallery.create(
-            path, dim=manifest.dim, vectors=manifest.targets, gallery_space=manifest.gallery_space
-        )
+        return Gallery.create(path, dim=manifest.dim, vectors=manifest.targets, gallery_space=manifest.gallery_space)
     gallery = Gallery.open(path)
     if gallery.gallery_space != manifest.gallery_space:
         gallery.close()
         raise SpaceMismatch(
             f"{path} was indexed in gallery space `{gallery.gallery_space}`; bundle {manifest.name} makes "
-            f"`{manifest.gallery_space}`. Index into a new directory, or use the bundle the gallery was made with"
+            f"`{manifest.gallery_space}`. Index into a new directory, or use the gallery's own bundle"
         )
     return gallery
+
+
+def _raise(error: OSError) -> None:
+    """A folder that cannot be listed must not look like a folder whose pictures are gone."""
+    raise GalleryError(f"{error.filename} cannot be listed: {error.strerror}")
 
 
 def _printable(file: str) -> str:

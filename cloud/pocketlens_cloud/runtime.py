@@ -6,13 +6,15 @@ what the tensors mean is known to towers.py and compose.py."""
 import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, final
+from typing import Any, cast, final
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 from pocketlens_wire.errors import BadBundle, ServerFault
 
+# Other providers only by name: some call a remote service (Azure), some compile for minutes (TensorRT).
+PREFERRED = ("CUDAExecutionProvider", "CPUExecutionProvider")
 MAX_THREADS = 4  # rows here are few and short; more threads cost more in waking up than they bring
 
 
@@ -22,11 +24,11 @@ class Graph:
 
     def __init__(self, path: Path, *, threads: int | None = None, providers: Sequence[str] | None = None) -> None:
         """Load `path`. `threads`: CPU threads inside one run; `providers`: ONNX Runtime execution
-        providers, best first (default: all this installation has).
+        providers, best first (default: those of PREFERRED that this installation has).
 
         Raises BadBundle for a file that is no graph, ServerFault for a provider that is not there."""
         here = onnxruntime.get_available_providers()
-        wanted = list(providers or here)
+        wanted = list(providers or (name for name in PREFERRED if name in here))
         if missing := [name for name in wanted if name not in here]:
             raise ServerFault(f"provider {missing[0]} is not in this onnxruntime; it has {', '.join(here)}")
         options = onnxruntime.SessionOptions()
@@ -35,7 +37,9 @@ class Graph:
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=wanted)
         except Exception as error:  # onnxruntime's exceptions share no public base class
-            raise BadBundle(f"{path}: ONNX Runtime {onnxruntime.__version__} cannot load it: {_first_line(error)}") from error
+            raise BadBundle(
+                f"{path}: ONNX Runtime {onnxruntime.__version__} cannot load it: {_first_line(error)}"
+            ) from error
         self.path = path
 
     @property
@@ -56,7 +60,7 @@ class Graph:
 
     def run(self, outputs: Sequence[str], feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[np.float32]]:
         """The named outputs for the named inputs, in the order of `outputs`."""
-        return self._session.run(list(outputs), dict(feeds))
+        return cast(list[NDArray[np.float32]], self._session.run(list(outputs), dict(feeds)))
 
 
 def version() -> str:

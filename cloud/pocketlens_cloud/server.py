@@ -20,7 +20,6 @@ from pocketlens_wire import limits
 from pocketlens_wire.errors import (
     KIND_METADATA,
     BadQuery,
-    GalleryError,
     Overloaded,
     PocketlensError,
     ServerFault,
@@ -62,12 +61,10 @@ class Front:
         self._service, self._pool = service, pool
         self._waiting = 0
 
-    async def Describe(  # noqa: N802  named as on the wire
-        self, request: pb.DescribeRequest, context: Any
-    ) -> pb.DescribeReply:
+    async def describe(self, _request: pb.DescribeRequest, _context: Any) -> pb.DescribeReply:
         return self._service.describe()
 
-    async def Search(self, request: pb.SearchRequest, context: Any) -> pb.SearchReply:  # noqa: N802
+    async def search(self, request: pb.SearchRequest, context: Any) -> pb.SearchReply:
         is_too_late = _deadline(context)
         if is_too_late():
             raise TooLate("the deadline had passed when the question arrived")
@@ -94,8 +91,8 @@ async def run(
 ) -> None:
     """Serve until `stop` is set, then take no new calls, finish those in flight, return.
 
-    `on_ready` gets the port, also when `port` is 0. Raises GalleryError... never; ServerFault for a port
-    that cannot be had."""
+    `port` 0 lets the system choose; `on_ready` gets the port it is. Raises ServerFault if the port cannot
+    be had."""
     require_upb()
     with ThreadPoolExecutor(WORKERS, "model") as pool:
         server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=2 * MAX_WAITING)
@@ -125,17 +122,19 @@ def require_upb() -> None:
 
 
 def _handlers(front: Front) -> grpc.GenericRpcHandler:
-    described = pb.DESCRIPTOR.services_by_name["Retrieval"]
-    requests: dict[str, type[Message]] = {"Search": pb.SearchRequest, "Describe": pb.DescribeRequest}
+    methods: dict[str, tuple[type[Message], Callable[[Any, Any], Awaitable[Message]]]] = {
+        "Search": (pb.SearchRequest, front.search),
+        "Describe": (pb.DescribeRequest, front.describe),
+    }
     return grpc.method_handlers_generic_handler(
-        described.full_name,
+        pb.DESCRIPTOR.services_by_name["Retrieval"].full_name,
         {
             name: grpc.unary_unary_rpc_method_handler(
-                _answering(getattr(front, name)),
-                request_deserializer=_reader(requests[name]),
+                _answering(method),
+                request_deserializer=_reader(request),
                 response_serializer=lambda reply: reply.SerializeToString(),
             )
-            for name in described.methods_by_name
+            for name, (request, method) in methods.items()
         },
     )
 

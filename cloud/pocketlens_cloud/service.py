@@ -42,18 +42,18 @@ class Service:
     """Composer and gallery of one server. Safe to call from several threads."""
 
     def __init__(self, composer: Composer, gallery: Gallery) -> None:
-        """Raises SpaceMismatch if gallery and bundle do not belong together, GalleryError if there is nothing to find."""
+        """Raises SpaceMismatch if gallery and bundle do not belong together, GalleryError for an empty one."""
         self._composer, self._gallery = composer, gallery
         self._manifest = composer.manifest
         if gallery.gallery_space != self._manifest.gallery_space:
             raise SpaceMismatch(
-                f"gallery {gallery.path} lies in gallery space `{gallery.gallery_space}`; bundle "
-                f"{self._manifest.name} speaks `{self._manifest.gallery_space}`. Serve it with the bundle it was "
-                "indexed with, or index the pictures again into a new directory"
+                f"gallery {gallery.path} lies in gallery space `{gallery.gallery_space}`; "
+                f"bundle {self._manifest.name} speaks `{self._manifest.gallery_space}`. "
+                "Serve it with the bundle it was indexed with, or index again into a new directory"
             )
         if gallery.size == 0:
             raise GalleryError(f"gallery {gallery.path} holds no pictures: index some with `pocketlens-cloud index`")
-        self.modes = [mode for mode in composer.modes if VECTOR_OF[mode] in gallery.vectors]
+        self.modes: list[Mode] = [mode for mode in composer.modes if VECTOR_OF[mode] in gallery.vectors]
         self._default_mode: Mode = "tuned" if "tuned" in self.modes else "zero-shot"
 
     def describe(self) -> pb.DescribeReply:
@@ -93,9 +93,10 @@ class Service:
             raise BadQuery("the query is empty: send a picture's sentence tokens, words, or both")
         mode = self._mode(request.mode)
         where = self._where(request)
+        sentence = self._sentence(request)
         now = time.perf_counter()
         return Question(
-            sentence=self._sentence(request),
+            sentence=sentence,
             words=request.words,
             mode=mode,
             top=request.top,
@@ -125,7 +126,14 @@ class Service:
         )
         k = 0 if question.sentence is None else len(question.sentence)
         # Neither tokens nor words are logged: both tell what a person looked for.
-        log.info("%s %s k=%d hits=%d %.1f ms", self._manifest.token_space, question.mode, k, len(hits), times.total_ms)
+        log.info(
+            "%s %s k=%d hits=%d %.1f ms",
+            self._manifest.token_space,
+            question.mode,
+            k,
+            len(hits),
+            times.total_ms,
+        )
         return pb.SearchReply(
             hits=[_hit(hit) for hit in hits],
             times=times,
@@ -143,13 +151,15 @@ class Service:
             raise BadQuery(f"token_space is missing; this server speaks `{ours.token_space}`")
         if request.token_space != ours.token_space:
             raise SpaceMismatch(
-                f"the query speaks token space {clip(request.token_space)}; this server speaks `{ours.token_space}`. "
-                f"Install the edge half of bundle {ours.name} on the device, or ask a server of the device's space"
+                f"the query speaks token space {clip(request.token_space)}; "
+                f"this server speaks `{ours.token_space}`. Install the edge half of bundle {ours.name} "
+                "on the device, or ask a server of the device's space"
             )
         if request.gallery_space and request.gallery_space != ours.gallery_space:
             raise SpaceMismatch(
-                f"the query expects gallery space {clip(request.gallery_space)}; this server's gallery lies in "
-                f"`{ours.gallery_space}`. Ask Describe for the server's spaces, or leave gallery_space empty"
+                f"the query expects gallery space {clip(request.gallery_space)}; "
+                f"this server's gallery lies in `{ours.gallery_space}`. "
+                "Ask Describe for the server's spaces, or leave gallery_space empty"
             )
         if not request.HasField("sentence"):
             return
@@ -159,15 +169,13 @@ class Service:
             raise SpaceMismatch(
                 f"encoder {clip(request.encoder)} is not one this server accepts: "
                 f"{', '.join(f'`{encoder}`' for encoder in ours.encoders)}. "
-                f"Install the edge half of bundle {ours.name} on the device, or export it with this encoder allowed"
+                f"Install the edge half of bundle {ours.name} on the device"
             )
 
     def _sentence(self, request: pb.SearchRequest) -> NDArray[np.float32] | None:
         if not request.HasField("sentence"):
             return None
-        return tokens.unpack(
-            request.sentence, width=self._manifest.token_width, max_tokens=self._manifest.max_tokens
-        )
+        return tokens.unpack(request.sentence, width=self._manifest.token_width, max_tokens=self._manifest.max_tokens)
 
     def _mode(self, asked: int) -> Mode:
         if asked == pb.MODE_UNSPECIFIED:

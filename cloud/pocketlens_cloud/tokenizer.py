@@ -10,6 +10,7 @@ from pocketlens_wire.errors import BadBundle
 from tokenizers import Tokenizer as _Tokenizer
 
 PAD, BOS, EOS, UNKNOWN, SLOT = "<pad>", "<bos>", "<eos>", "<unk>", "<slot>"
+SPECIAL = (PAD, BOS, EOS, UNKNOWN, SLOT)
 
 
 @final
@@ -26,9 +27,10 @@ class Tokenizer:
         self._tokenizer.no_truncation()
         # Without this the library turns a typed "<slot>" into the slot's id.
         self._tokenizer.encode_special_tokens = True
-        special = {name: self._tokenizer.token_to_id(name) for name in (PAD, BOS, EOS, UNKNOWN, SLOT)}
-        if missing := [name for name, found in special.items() if found is None]:
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        if missing := [name for name in SPECIAL if name not in vocabulary]:
             raise BadBundle(f"{path}: the vocabulary lacks {', '.join(missing)}")
+        special = {name: vocabulary[name] for name in SPECIAL}
         if special[PAD] != 0:
             raise BadBundle(f"{path}: {PAD} must have id 0; it has {special[PAD]}")
         self.bos, self.eos, self.slot = special[BOS], special[EOS], special[SLOT]

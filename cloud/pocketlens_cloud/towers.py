@@ -109,7 +109,7 @@ class ImageTower:
         return self._tower.provider
 
     def features(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """(image_raw, image), each (batch, dim), of pixels (batch, side, side, 3) RGB; `image` has unit rows."""
+        """(image_raw, image), each (batch, dim), of pixels (batch, side, side, 3) RGB; `image` unit."""
         image_raw, image = self._tower.run(["image_raw", "image"], {"pixels": pixels})
         return image_raw, image
 

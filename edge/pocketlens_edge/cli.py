@@ -57,7 +57,7 @@ Bundle = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, also for errors.")]
 Threads = Annotated[
-    int, typer.Option(min=0, help="Threads of the encoder; 0 = one per core.", rich_help_panel="Runtime")
+    int, typer.Option(min=0, metavar="N", help="Threads of the encoder; 0 = one per core.", rich_help_panel="Runtime")
 ]
 Provider = Annotated[
     str | None,
@@ -67,27 +67,21 @@ Provider = Annotated[
         rich_help_panel="Runtime",
     ),
 ]
-Timeout = Annotated[
-    float, typer.Option(metavar="SECONDS", help="Deadline of the question, retries included.")
-]
+Timeout = Annotated[float, typer.Option(metavar="SECONDS", help="Deadline of the question, retries included.")]
 
 
 @commands.command(help=_SEARCH_HELP)
 def search(
     picture: Annotated[Path | None, typer.Argument(help="Picture to start from.", show_default=False)] = None,
     *,
-    text: Annotated[
-        str, typer.Option("--text", "-t", metavar="WORDS", help="What should be different.")
-    ] = "",
+    text: Annotated[str, typer.Option("--text", "-t", metavar="WORDS", help="What should be different.")] = "",
     server: Annotated[
         str, typer.Option("--server", "-s", metavar="HOST:PORT", help="Server to ask.")
     ] = _DEFAULT_SERVER,
-    top: Annotated[int, typer.Option(min=1, help="Hits wanted.")] = 10,
+    top: Annotated[int, typer.Option(min=1, metavar="N", help="Hits wanted.")] = 10,
     mode: Annotated[
         Literal["zero-shot", "tuned"] | None,
-        typer.Option(
-            help="How the server composes picture and words. Default: its choice.", show_default=False
-        ),
+        typer.Option(help="How the server composes picture and words. Default: its choice.", show_default=False),
     ] = None,
     filters: Annotated[
         list[str] | None,
@@ -106,12 +100,13 @@ def search(
         Path | None, typer.Option("--html", metavar="FILE", help="Write the same as one self-contained page.")
     ] = None,
     pictures: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder that was indexed, to show the hits' pictures.")
+        Path | None,
+        typer.Option(
+            metavar="DIR", exists=True, file_okay=False, help="Folder that was indexed, to show the hits' pictures."
+        ),
     ] = None,
     bundle: Bundle = None,
-    encoding: Annotated[
-        Literal["int8", "f16", "f32", "int4"], typer.Option(help="How the tokens travel.")
-    ] = "int8",
+    encoding: Annotated[Literal["int8", "f16", "f32", "int4"], typer.Option(help="How the tokens travel.")] = "int8",
     timeout: Timeout = 5.0,
     as_json: Json = False,
     threads: Threads = 1,
@@ -155,6 +150,9 @@ def search(
     if sheet or page:
         _write_pictures(answer, picture, text, pictures, sheet, page)
     _print_answer(answer, device_ms, as_json)
+    if not as_json:
+        for path in filter(None, (sheet, page)):
+            typer.echo(f"wrote {path}")
 
 
 @commands.command()
@@ -163,9 +161,7 @@ def encode(
     *,
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out", "-o", metavar="FILE", help="Write tokens and ids to this .npz file.", show_default=False
-        ),
+        typer.Option("--out", "-o", metavar="FILE", help="Write tokens and ids to this .npz file.", show_default=False),
     ] = None,
     bundle: Bundle = None,
     as_json: Json = False,
@@ -184,15 +180,11 @@ def encode(
     from pocketlens_edge.bundle import default_bundle
     from pocketlens_edge.encoder import Encoder
 
-    encoder = Encoder.load(
-        bundle or default_bundle(), threads=threads, providers=[provider] if provider else None
-    )
+    encoder = Encoder.load(bundle or default_bundle(), threads=threads, providers=[provider] if provider else None)
     encoded = encoder.encode_timed(picture)
     manifest, tokens = encoder.manifest, encoded.tokens
     if out:
-        np.savez(
-            out, tokens=tokens, token_space=np.array(manifest.token_space), encoder=np.array(manifest.encoder)
-        )
+        np.savez(out, tokens=tokens, token_space=np.array(manifest.token_space), encoder=np.array(manifest.encoder))
     facts: dict[str, Any] = {
         "count": tokens.shape[0],
         "width": tokens.shape[1],

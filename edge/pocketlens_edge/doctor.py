@@ -131,8 +131,7 @@ def _read_golden(path: Path, manifest: EdgeManifest) -> tuple[NDArray[np.uint8],
 def _max_angle_deg(ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> float:
     """Largest angle between rows along the last axis. By the chord, since arccos is blind near zero."""
     units = [
-        array / np.linalg.norm(array, axis=-1, keepdims=True)
-        for array in (ours.astype(float), theirs.astype(float))
+        array / np.linalg.norm(array, axis=-1, keepdims=True) for array in (ours.astype(float), theirs.astype(float))
     ]
     half_chords = np.linalg.norm(units[0] - units[1], axis=-1) / 2
     return float(np.degrees(2 * np.arcsin(np.minimum(half_chords, 1)).max()))
@@ -217,9 +216,7 @@ def _photo() -> bytes:
 
 
 def _server(server: str, manifest: EdgeManifest, timeout_s: float) -> tuple[DescribeReply, Check]:
-    with Client(
-        server, token_space=manifest.token_space, encoder_id=manifest.encoder, timeout_s=timeout_s
-    ) as client:
+    with Client(server, token_space=manifest.token_space, encoder_id=manifest.encoder, timeout_s=timeout_s) as client:
         its = client.describe()
         round_trip_ms = _median_ms(client.describe)
     if its.token_space != manifest.token_space:

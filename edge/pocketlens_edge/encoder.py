@@ -94,9 +94,7 @@ class Encoder:
         another shape or with values that are not finite: such tokens must never leave the device."""
         side = self.manifest.picture.side
         if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != (side, side, 3):
-            raise ValueError(
-                f"pixels must be uint8 (n, {side}, {side}, 3), not {pixels.dtype} {pixels.shape}"
-            )
+            raise ValueError(f"pixels must be uint8 (n, {side}, {side}, 3), not {pixels.dtype} {pixels.shape}")
         (sentence,) = self._graph.run([SENTENCE], {PIXELS: pixels})
         shape = (len(pixels), self.manifest.token_count, self.manifest.token_width)
         if sentence.shape != shape:
@@ -120,6 +118,4 @@ def _expect(graph: Graph) -> None:
     ):
         if name not in tensors or tensors[name][0] != kind:
             found = ", ".join(f"`{other}` {shape[0]}" for other, shape in tensors.items())
-            raise BadBundle(
-                f"{graph.path}: expected {side} `{name}` {kind}, found {found}. Get the bundle again."
-            )
+            raise BadBundle(f"{graph.path}: expected {side} `{name}` {kind}, found {found}. Get the bundle again.")

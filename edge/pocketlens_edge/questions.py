@@ -72,8 +72,7 @@ def question(
         request.sentence.CopyFrom(pack(tokens, encoding))
     if (size := request.ByteSize()) > MAX_REQUEST_BYTES:
         raise BadQuery(
-            f"The request has {size:,} bytes; the limit is {MAX_REQUEST_BYTES:,}. "
-            "Shorten the words or the filters."
+            f"The request has {size:,} bytes; the limit is {MAX_REQUEST_BYTES:,}. Shorten the words or the filters."
         )
     return request
 
@@ -122,9 +121,7 @@ def to_value(key: str, value: Scalar) -> pb.Value:
         case str():
             return pb.Value(text=_text(value, f"filter `{key}`"))
         case _:
-            raise BadQuery(
-                f"filter `{key}` is {value!r}; a value is text, true/false or a finite number of 64 bits."
-            )
+            raise BadQuery(f"filter `{key}` is {value!r}; a value is text, true/false or a finite number of 64 bits.")
 
 
 def from_value(value: pb.Value) -> Scalar:

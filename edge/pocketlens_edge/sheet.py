@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -22,7 +23,6 @@ _CELL, _GAP, _MARGIN, _WORDS = 152, 18, 56, 236
 _CAPTION, _ROW_GAP, _HEAD = 30, 34, 118
 _FRAME = 5  # of a right hit, drawn around the picture
 _EMBEDDED_SIDE = 320  # longest side of a picture in the page: two screen pixels for one at the size shown
-
 
 # One hit: its picture (None if not at hand), its caption, and whether it is right (None if nobody knows).
 Hit = tuple[Image.Image | None, str, bool | None]
@@ -41,12 +41,12 @@ class Row:
 
 def verdict(row: Row, columns: int) -> tuple[str, bool | None]:
     """What to say of a row's ground truth and whether it is good news; ("", None) when there is none."""
-    known = [correct for _, _, correct in row.hits[:columns] if correct is not None]
-    if not known:
-        return "", None
-    if True in known:
-        return f"right at rank {known.index(True) + 1}", True
-    return f"not among the first {len(known)}", False
+    shown = [correct for _, _, correct in row.hits[:columns]]
+    if True in shown:
+        return f"found at rank {shown.index(True) + 1}", True
+    if False in shown:
+        return f"not among the first {len(shown)}", False
+    return "", None
 
 
 # --- the contact sheet ---
@@ -81,13 +81,14 @@ def _head(draw: ImageDraw.ImageDraw, columns: int, title: str, subtitle: str) ->
     draw.text((_MARGIN, 34), title, font=_font(30), fill=_INK)
     if subtitle:
         left = _MARGIN + draw.textlength(title, font=_font(30)) + 20
-        draw.text((left, 44), subtitle, font=_font(18), fill=_SOFT)
+        room = _hit_x(columns) - _GAP - int(left)
+        draw.text((left, 44), _shorten(subtitle, _font(18), room), font=_font(18), fill=_SOFT)
     for x, label in (
         (_MARGIN, "picture"),
         (_MARGIN + _CELL + _GAP, "words"),
-        (_hit_x(0), f"first {columns} of the gallery"),
+        (_hit_x(0), f"best {columns} hits"),
     ):
-        draw.text((x, _HEAD - 30), label, font=_font(15), fill=_SOFT)
+        draw.text((x, _HEAD - 30), label, font=_font(16), fill=_SOFT)
     draw.line((_MARGIN, _HEAD - 8, _hit_x(columns) - _GAP, _HEAD - 8), fill=_LINE, width=1)
 
 
@@ -99,9 +100,10 @@ def _draw_row(sheet: Image.Image, draw: ImageDraw.ImageDraw, row: Row, columns: 
         corner = (_hit_x(rank), top)
         _draw_picture(sheet, draw, corner, picture, "no picture here")
         if correct:
-            _draw_mark(draw, corner)
-        text = _shorten(f"{rank + 1}   {caption}", _font(15), _CELL)
-        draw.text((corner[0], top + _CELL + 9), text, font=_font(15), fill=_GREEN if correct else _SOFT)
+            _draw_mark(sheet, draw, corner)
+        draw.text((corner[0], top + _CELL + 9), f"{rank + 1}", font=_font(16), fill=_INK)
+        text = _shorten(caption, _font(16), _CELL - 24)
+        draw.text((corner[0] + 24, top + _CELL + 9), text, font=_font(16), fill=_GREEN if correct else _SOFT)
     if not row.hits:
         draw.text((_hit_x(0), top + _CELL // 2 - 10), "no picture matches", font=_font(18), fill=_SOFT)
 
@@ -117,33 +119,43 @@ def _draw_picture(
     x, y = corner
     draw.rectangle((x, y, x + _CELL - 1, y + _CELL - 1), fill=_CARD)
     if picture is None:
-        draw.text((x + _CELL // 2, y + _CELL // 2), absent, font=_font(15), fill=_SOFT, anchor="mm")
+        draw.text((x + _CELL // 2, y + _CELL // 2), absent, font=_font(16), fill=_SOFT, anchor="mm")
     else:
         whole = ImageOps.contain(picture.convert("RGB"), (_CELL, _CELL), Image.Resampling.LANCZOS)
         sheet.paste(whole, (x + (_CELL - whole.width) // 2, y + (_CELL - whole.height) // 2))
     draw.rectangle((x, y, x + _CELL - 1, y + _CELL - 1), outline=_LINE, width=1)
 
 
-def _draw_mark(draw: ImageDraw.ImageDraw, corner: tuple[int, int]) -> None:
-    """A green frame around the cell and a tick in its upper right corner."""
+def _draw_mark(sheet: Image.Image, draw: ImageDraw.ImageDraw, corner: tuple[int, int]) -> None:
+    """A green frame around the cell and a tick on its upper right corner."""
     x, y = corner
     end = _CELL - 1 + _FRAME
     draw.rectangle((x - _FRAME, y - _FRAME, x + end, y + end), outline=_GREEN, width=_FRAME)
-    right, radius = x + _CELL + _FRAME, 14
-    draw.ellipse((right - 2 * radius, y - _FRAME, right, y - _FRAME + 2 * radius), fill=_GREEN)
-    cx, cy = right - radius, y - _FRAME + radius
-    draw.line([(cx - 6, cy), (cx - 1, cy + 5), (cx + 6, cy - 5)], fill=_PAPER, width=3, joint="curve")
+    tick = _tick()
+    sheet.paste(tick, (x + _CELL + 2 * _FRAME - tick.width, y - 2 * _FRAME), tick)
+
+
+@cache
+def _tick() -> Image.Image:
+    """A white tick on a green disc with a white rim, RGBA; drawn large and reduced, as Pillow draws hard edges."""
+    side = 8 * 32
+    tick = Image.new("RGBA", (side, side))
+    draw = ImageDraw.Draw(tick)
+    draw.ellipse((0, 0, side - 1, side - 1), fill=_PAPER)
+    draw.ellipse((16, 16, side - 17, side - 17), fill=_GREEN)
+    draw.line([(76, 132), (112, 168), (180, 92)], fill=_PAPER, width=24, joint="curve")
+    return tick.resize((32, 32), Image.Resampling.LANCZOS)
 
 
 def _draw_words(draw: ImageDraw.ImageDraw, corner: tuple[int, int], row: Row, columns: int) -> None:
     x, y = corner
-    draw.text((x, y), _shorten(row.title, _font(15), _WORDS), font=_font(15), fill=_SOFT)
+    draw.text((x, y), _shorten(row.title, _font(16), _WORDS), font=_font(16), fill=_SOFT)
     y += 26
-    for line in _wrap(row.words or "picture only", _font(20), _WORDS, lines=4):
+    for line in _wrap(row.words or "no words", _font(20), _WORDS, lines=4):
         draw.text((x, y), line, font=_font(20), fill=_INK if row.words else _SOFT)
         y += 27
     said, good = verdict(row, columns)
-    draw.text((x, corner[1] + _CELL - 18), said, font=_font(15), fill=_GREEN if good else _SOFT)
+    draw.text((x, corner[1] + _CELL - 18), said, font=_font(16), fill=_GREEN if good else _SOFT)
 
 
 @cache
@@ -168,7 +180,9 @@ def _wrap(text: str, font: Font, width: int, *, lines: int) -> list[str]:
 
 
 def _shorten(text: str, font: Font, width: int) -> str:
-    text = " ".join(text.split())[:400]
+    """`text` in one line of `width` pixels. Accents are dropped: Pillow's font has only basic Latin."""
+    plain = (char for char in unicodedata.normalize("NFKD", text[:400]) if not unicodedata.combining(char))
+    text = " ".join("".join(plain).split())
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "…") > width:
@@ -209,14 +223,14 @@ def _html_row(row: Row, columns: int) -> str:
 
 def _html_words(words: str) -> str:
     if not words:
-        return '<p class="words none">picture only</p>'
+        return '<p class="words none">no words</p>'
     return f'<p class="words">{html.escape(words)}</p>'
 
 
 def _html_hit(rank: int, hit: Hit) -> str:
     picture, caption, correct = hit
     kind = ' class="right"' if correct else ""
-    tick = '<span class="tick" role="img" aria-label="right">✓</span>' if correct else ""
+    tick = '<span class="tick" role="img" aria-label="a match">✓</span>' if correct else ""
     return (
         f"<li><figure{kind}>"
         f"{_html_card(picture, f'hit {rank}', 'no picture here')}{tick}"

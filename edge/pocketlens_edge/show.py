@@ -41,23 +41,27 @@ def print_answer(console: Console, answer: Answer, device_ms: Mapping[str, float
         cells = (str(rank), hit.id[:_SHORT_ID], str(hit.payload.get("file", "")), f"{hit.score:.3f}")
         table.add_row(*(Text(printable(cell)) for cell in cells))
     console.print(table if answer.hits else "no picture matches")
-    for line in (_bytes_line(answer), _times_line(answer, device_ms)):
+    for line in _cost_lines(answer, device_ms):
         console.print(line, style="dim", highlight=False, soft_wrap=True)
     for note in answer.notes:
         console.print(Text(f"note: {printable(note)}"), soft_wrap=True)
 
 
-def _bytes_line(answer: Answer) -> str:
-    whole = answer.request_bytes + answer.envelope_bytes
-    return f"{answer.mode}; sent {answer.request_bytes:,} bytes, about {whole:,} with the gRPC envelope"
+def _cost_lines(answer: Answer, device_ms: Mapping[str, float]) -> tuple[str, ...]:
+    """What the answer took: bytes, milliseconds here, milliseconds there."""
+    with_envelope = answer.request_bytes + answer.envelope_bytes
+    there = {stage: ms for stage, ms in answer.times_ms.items() if stage not in ("round_trip", "total")}
+    return (
+        f"sent    {answer.request_bytes:,} bytes, about {with_envelope:,} with the gRPC envelope; {answer.mode}",
+        f"device  {_stages(device_ms)}",
+        f"server  {_stages(there)}; round trip {answer.times_ms['round_trip']:.1f} ms",
+    )
 
 
-def _times_line(answer: Answer, device_ms: Mapping[str, float]) -> str:
-    stages = {stage: ms for stage, ms in answer.times_ms.items() if stage not in ("round_trip", "total")}
-    device = ", ".join(f"{stage} {ms:.1f}" for stage, ms in device_ms.items()) or "nothing to encode"
-    server = ", ".join(f"{stage.replace('_', ' ')} {ms:.1f}" for stage, ms in stages.items())
-    round_trip = answer.times_ms["round_trip"]
-    return f"ms: device: {device}; round trip {round_trip:.1f}; of it the server: {server}"
+def _stages(times_ms: Mapping[str, float]) -> str:
+    if not times_ms:
+        return "nothing to encode"
+    return ", ".join(f"{stage.replace('_', ' ')} {ms:.1f}" for stage, ms in times_ms.items()) + " ms"
 
 
 def print_checks(console: Console, checks: Sequence[Check]) -> None:

@@ -18,6 +18,12 @@ import onnx
 import onnxruntime
 import torch
 from numpy.typing import NDArray
+from pocketlens_training.checkpoint import Trained, load_run
+from pocketlens_training.cost import multiply_adds, parameters
+from pocketlens_training.recipe import PROMPTS
+from pocketlens_wire import manifest as manifests
+from pocketlens_wire.pictures import PictureSpec
+from pocketlens_wire.spaces import digest_arrays, mint
 from torch import nn
 
 from pocketlens_export import parity
@@ -28,12 +34,6 @@ from pocketlens_export.graphs import (
     write_rows_graph,
     write_text_tower,
 )
-from pocketlens_training.checkpoint import Trained, load_run
-from pocketlens_training.cost import multiply_adds, parameters
-from pocketlens_training.recipe import PROMPTS
-from pocketlens_wire import manifest as manifests
-from pocketlens_wire.pictures import PictureSpec
-from pocketlens_wire.spaces import digest_arrays, mint
 
 SLOT_LAYOUT = "v1: [bos] prompt-before sentence prompt-after [eos]; sentence by position; feature read at [eos]"
 GOLDEN_ROWS = 8
@@ -82,11 +82,15 @@ def _write_graphs(trained: Trained, folder: Path) -> None:
         outputs=["image_raw", "image", "places"],
     )  # fmt: skip
     query = {"inputs": ["composed", "picture", "words"], "shape": (recipe.dim,), "output": "query"}
-    write_rows_graph(trained.query_head, cloud / "query_head.onnx", **query)
+    write_rows_graph(trained.heads.query, cloud / "query_head.onnx", **query)
     write_rows_graph(
-        trained.target_head, cloud / "target_head.onnx", inputs=["image_raw"], shape=(recipe.dim,), output="union"
+        trained.heads.target,
+        cloud / "target_head.onnx",
+        inputs=["image_raw"],
+        shape=(recipe.dim,),
+        output="union",
     )
-    write_rows_graph(trained.control_head, baselines / "query_head_control.onnx", **query)
+    write_rows_graph(trained.control.query, baselines / "query_head_control.onnx", **query)
     with torch.no_grad():
         side = recipe.side
         places = tuple(teacher.image.places(torch.zeros(1, side, side, 3, dtype=torch.uint8)).shape[1:])
@@ -137,7 +141,7 @@ def _write_manifests(trained: Trained, folder: Path, name: str, accept: list[str
             "image tower": digest_arrays(weights(trained.teacher.image)),
             "picture": seen,
             "original": "raw feature / length",
-            "union": digest_arrays(weights(trained.target_head)),
+            "union": digest_arrays(weights(trained.heads.target)),
         },
     )
     encoder = mint(
@@ -177,6 +181,7 @@ def _report(trained: Trained, folder: Path) -> dict[str, object]:
     towers = {"student": trained.student, "teacher_image_tower": trained.teacher.image}
     pixels = torch.zeros(1, side, side, 3, dtype=torch.uint8)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
+    logs = trained.folder.glob("*.log.jsonl")
     return {
         "recipe": asdict(trained.recipe),
         "cost": {
@@ -184,7 +189,7 @@ def _report(trained: Trained, folder: Path) -> dict[str, object]:
             for key, module in towers.items()
         }
         | {"teacher_text_tower": {"parameters": parameters(trained.teacher.text)}},
-        "lessons": {path.name.removesuffix(".log.jsonl"): _last(path) for path in sorted(trained.folder.glob("*.jsonl"))},
+        "lessons": {path.name.removesuffix(".log.jsonl"): _last(path) for path in sorted(logs)},
         "bytes": {str(path.relative_to(folder)): path.stat().st_size for path in files},
         "opset": OPSET,
         "versions": {

@@ -35,9 +35,10 @@ def bundle(
     Every graph is run through the device's and the cloud's own runtimes and compared with torch; classic mistakes
     (BGR, wrong slot position, missing normalisation) must stand out tenfold. If a check fails nothing is written
     and the exit code is 1."""
+    from pocketlens_wire.errors import PocketlensError
+
     from pocketlens_export.bundle import export_bundle
     from pocketlens_export.parity import NotEqual
-    from pocketlens_wire.errors import PocketlensError
 
     try:
         report = export_bundle(run, out, name=name, accept=accept)
@@ -58,8 +59,13 @@ def _print(report: dict, out: Path) -> None:
     for check in report["parity"]:
         least = min(check["mistakes"].items(), key=lambda item: item[1])
         table.add_row(
-            check["graph"], f"{check['difference']:.1e}", f"{check['tolerance']:.0e}", f"{least[1]:.1e} ({least[0]})"
+            check["graph"],
+            f"{check['difference']:.1e}",
+            f"{check['tolerance']:.0e}",
+            f"{least[1]:.1e} ({least[0]})",
         )
     console = Console()
     console.print(table)
-    console.print(f"token space {report['token_space']}, gallery space {report['gallery_space']}, encoder {report['encoder']}")
+    console.print(
+        f"token space {report['token_space']}, gallery space {report['gallery_space']}, encoder {report['encoder']}"
+    )

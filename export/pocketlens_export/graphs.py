@@ -6,15 +6,15 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from pocketlens_training.towers import ImageTower, TextTower
 from torch import Tensor, nn
 from torch.export import Dim
-
-from pocketlens_training.towers import ImageTower, TextTower
 
 OPSET = 20
 Shapes = tuple[dict[int, Dim] | None, ...]
@@ -28,7 +28,12 @@ class UnitText(nn.Module):
         self.tower = tower
 
     def forward(
-        self, token_ids: Tensor, sentence: Tensor, sentence_start: Tensor, sentence_length: Tensor, end: Tensor
+        self,
+        token_ids: Tensor,
+        sentence: Tensor,
+        sentence_start: Tensor,
+        sentence_length: Tensor,
+        end: Tensor,
     ) -> Tensor:
         return F.normalize(self.tower(token_ids, sentence, sentence_start, sentence_length, end), dim=1)
 
@@ -73,18 +78,16 @@ def write_graph(
         )
 
 
-class _quiet:
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
     """Silence one logger below ERROR for a while."""
-
-    def __init__(self, name: str) -> None:
-        self.logger = logging.getLogger(name)
-
-    def __enter__(self) -> None:
-        self.level = self.logger.level
-        self.logger.setLevel(logging.ERROR)
-
-    def __exit__(self, *_: object) -> None:
-        self.logger.setLevel(self.level)
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def write_pixels_graph(module: nn.Module, path: Path, *, side: int, outputs: Sequence[str]) -> None:

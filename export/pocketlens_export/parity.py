@@ -12,7 +12,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-
 from pocketlens_cloud.compose import Composer
 from pocketlens_cloud.runtime import Graph
 from pocketlens_cloud.towers import ImageTower, Row, TextTower
@@ -114,8 +113,8 @@ def originals(trained: Trained, given: Material) -> Originals:
     places = trained.teacher.image.places(pixels)
     raw = trained.teacher.image.pool(places)
     made = (
-        sentence, composed, picture, words, trained.query_head(composed, picture, words), raw, F.normalize(raw, dim=1),
-        trained.target_head(raw), trained.control_head(composed, picture, words), trained.symmetric(places),
+        sentence, composed, picture, words, trained.heads.query(composed, picture, words), raw, F.normalize(raw, dim=1),
+        trained.heads.target(raw), trained.control.query(composed, picture, words), trained.symmetric(places),
     )  # fmt: skip
     return Originals(*(tensor.numpy() for tensor in made))
 
@@ -127,7 +126,7 @@ def check_bundle(folder: Path, given: Material, expected: Originals) -> list[Che
         check_text_tower(folder, given, expected),
         check_image_tower(folder, given, expected),
         check_query_head(folder, given, expected),
-        check_target_head(folder, given, expected),
+        check_target_head(folder, expected),
         *check_baselines(folder, given, expected),
     ]
     failed = [verdict for check in checks if (verdict := check.verdict())]
@@ -178,10 +177,14 @@ def check_text_tower(folder: Path, given: Material, expected: Originals) -> Chec
         tokens=expected.sentence.shape[1],
     )  # fmt: skip
 
-    def run(shift: int = 0, reverse: bool = False, late: int = 0) -> Floats:
+    def run(*, shift: int = 0, reverse: bool = False, late: int = 0) -> Floats:
         made = []
         for ids, start, end, tokens in zip(
-            built.token_ids.tolist(), built.sentence_start.tolist(), built.end.tolist(), expected.sentence, strict=True
+            built.token_ids.tolist(),
+            built.sentence_start.tolist(),
+            built.end.tolist(),
+            expected.sentence,
+            strict=True,
         ):
             sequence = ids[: end + 1 - late]
             made.append(Row(sequence, tokens[::-1] if reverse else tokens, start + shift))
@@ -219,7 +222,7 @@ def check_query_head(folder: Path, given: Material, expected: Originals) -> Chec
     )  # fmt: skip
 
 
-def check_target_head(folder: Path, given: Material, expected: Originals) -> Check:
+def check_target_head(folder: Path, expected: Originals) -> Check:
     tower = ImageTower(folder / "cloud", read_cloud(folder))
     union = tower.union(expected.image_raw)
     if union is None:

@@ -98,8 +98,7 @@ _SENTENCES: Final[dict[type[PocketlensError], str]] = {
     BadBundle: "The server's bundle is unusable. On the server, `pocketlens-cloud doctor` says why.",
     GalleryError: "The server's gallery is unusable. On the server, index the pictures again.",
     Overloaded: "The server is busy and refused this question. Ask again in a few seconds.",
-    Unavailable: "No Pocketlens server answers there. "
-    "Check the address, or start one with `pocketlens-cloud serve`.",
+    Unavailable: "No Pocketlens server answers there. Check the address, or start one with `pocketlens-cloud serve`.",
     TooLate: "The server did not answer in time. Ask again, or allow more time.",
     ServerFault: "The server failed on this question. Its log says why.",
 }
@@ -113,9 +112,7 @@ def status_of(error: BaseException) -> grpc.StatusCode:
     return grpc.StatusCode.INTERNAL
 
 
-def error_from_status(
-    code: grpc.StatusCode, details: str, kind: str | bytes | None = None
-) -> PocketlensError:
+def error_from_status(code: grpc.StatusCode, details: str, kind: str | bytes | None = None) -> PocketlensError:
     """The error a client raises for a failed call: one plain sentence, never a stack of gRPC words.
 
     code, details: of the failed call. kind: value of the trailing metadata KIND_METADATA if the server sent

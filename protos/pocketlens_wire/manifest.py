@@ -100,9 +100,7 @@ def resolve_half(path: Path, half: Half) -> Path:
         if (folder / MANIFEST).is_file():
             return folder
     what = "no such folder" if not path.exists() else f"neither {MANIFEST} nor {half}/{MANIFEST} in it"
-    raise BadBundle(
-        f"{path}: not a bundle ({what}). Name the bundle folder or its `{half}` half with --bundle."
-    )
+    raise BadBundle(f"{path}: not a bundle ({what}). Name the bundle folder or its `{half}` half with --bundle.")
 
 
 def read_edge(folder: Path) -> EdgeManifest:
@@ -125,9 +123,7 @@ def write(manifest: Manifest, folder: Path) -> None:
     cls = EdgeManifest if isinstance(manifest, EdgeManifest) else CloudManifest
     _verify_files(_record(cls, raw, where), folder, where)
     unfinished = folder / f".{MANIFEST}.{os.getpid()}"
-    unfinished.write_text(
-        json.dumps(raw, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
-    )
+    unfinished.write_text(json.dumps(raw, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
     os.replace(unfinished, where)
 
 
@@ -193,9 +189,7 @@ def _record(cls: type[_Record], raw: Any, where: Path) -> _Record:
         record = _convert(cls, raw, "")
         _check(record)
     except _Wrong as wrong:
-        raise BadBundle(
-            f"{where}: {wrong}. Get the bundle again, or one for this version of Pocketlens."
-        ) from wrong
+        raise BadBundle(f"{where}: {wrong}. Get the bundle again, or one for this version of Pocketlens.") from wrong
     return record
 
 
@@ -344,9 +338,7 @@ def _check_file(key: str, file: File) -> None:
     path = PurePosixPath(file.file)
     inside = file.file != "" and not path.is_absolute() and ".." not in path.parts and str(path) == file.file
     plain = not set(file.file) & set("\\:\0") and path.name != MANIFEST and str(path) != "."
-    _demand(
-        inside and plain, f"{key}.file", f"must be a plain path inside the bundle half, came {file.file!r}"
-    )
+    _demand(inside and plain, f"{key}.file", f"must be a plain path inside the bundle half, came {file.file!r}")
     is_hex = len(file.sha256) == 64 and set(file.sha256) <= set("0123456789abcdef")
     _demand(is_hex, f"{key}.sha256", "must be 64 lower-case hex digits")
     _demand(file.bytes >= 0, f"{key}.bytes", "must not be negative")
@@ -358,18 +350,13 @@ def _verify_files(manifest: Manifest, folder: Path, where: Path) -> None:
     for key, file in _files(manifest):
         path = folder / file.file
         if not path.resolve().is_relative_to(home):
-            raise BadBundle(
-                f"{where}: key `{key}.file` leads out of the bundle ({file.file} -> {path.resolve()})."
-            )
+            raise BadBundle(f"{where}: key `{key}.file` leads out of the bundle ({file.file} -> {path.resolve()}).")
         if not path.is_file():
-            raise BadBundle(
-                f"{path}: no such file, though key `{key}` of {MANIFEST} names it. Get the bundle again."
-            )
+            raise BadBundle(f"{path}: no such file, though key `{key}` of {MANIFEST} names it. Get the bundle again.")
         size = path.stat().st_size
         if size != file.bytes:
             raise BadBundle(
-                f"{path}: has {size} bytes, key `{key}.bytes` of {MANIFEST} says {file.bytes}. "
-                "Get the bundle again."
+                f"{path}: has {size} bytes, key `{key}.bytes` of {MANIFEST} says {file.bytes}. Get the bundle again."
             )
         came = _sha256(path)
         if came != file.sha256:

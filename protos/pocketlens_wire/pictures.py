@@ -144,9 +144,7 @@ def fit(picture: Image.Image, spec: PictureSpec) -> NDArray[np.uint8]:
 
 
 @contextmanager
-def _stream(
-    source: str | os.PathLike[str] | bytes | BinaryIO, name: str | None
-) -> Generator[tuple[BinaryIO, str]]:
+def _stream(source: str | os.PathLike[str] | bytes | BinaryIO, name: str | None) -> Generator[tuple[BinaryIO, str]]:
     """A seekable stream at its beginning, and the name to use in errors."""
     if isinstance(source, bytes):
         yield io.BytesIO(_within_file_limit(source, name or "picture")), name or "picture"
@@ -166,9 +164,7 @@ def _stream(
 @contextmanager
 def _regular_file(path: Path, name: str) -> Generator[BinaryIO]:
     """Open a regular file; whatever else lies there (folder, pipe, device) is refused without waiting."""
-    flags = (
-        os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
-    )
+    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
     try:
         _check_regular(os.stat(path), name)  # before opening: merely opening a device can do things
         descriptor = os.open(path, flags)
@@ -191,9 +187,7 @@ def _check_regular(status: os.stat_result, name: str) -> None:
     if stat.S_ISDIR(status.st_mode):
         raise BadPicture(f"{name}: is a folder; name a picture file in it.")
     if not stat.S_ISREG(status.st_mode):
-        raise BadPicture(
-            f"{name}: is not a regular file but a pipe, socket or device; save the picture to a file."
-        )
+        raise BadPicture(f"{name}: is not a regular file but a pipe, socket or device; save the picture to a file.")
     if status.st_size > MAX_FILE_BYTES:
         raise BadPicture(_file_too_large(name, status.st_size))
 
@@ -226,8 +220,7 @@ def _format(stream: BinaryIO, name: str) -> str:
         if head.startswith(magic):
             return format_
     raise BadPicture(
-        f"{name}: not a picture of a known kind. "
-        f"Accepted are {', '.join(_DECODERS)}; convert it to JPEG or PNG."
+        f"{name}: not a picture of a known kind. Accepted are {', '.join(_DECODERS)}; convert it to JPEG or PNG."
     )
 
 
@@ -274,9 +267,7 @@ def _blaming(name: str, format_: str) -> Generator[None]:
             f"{name}: a part of this {format_} is above {MAX_PIXELS / 1e6:g} megapixels, the limit. "
             "Scale it down first."
         ) from error
-    except (
-        Exception
-    ) as error:  # decoders raise OSError, SyntaxError, ValueError, zlib.error and more; all mean this
+    except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, zlib.error and more; all mean this
         why = " ".join(str(error).split()) or type(error).__name__
         raise BadPicture(
             f"{name}: the {format_} data is truncated or broken ({why}). Copy or download it again."
@@ -292,9 +283,7 @@ def _to_8_bit(picture: Image.Image) -> Image.Image:
         return picture
     values = np.asarray(picture)
     if values.dtype.kind == "u":
-        return Image.fromarray(
-            ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
-        )  # 65535 -> 255, rounded
+        return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))  # 65535 -> 255, rounded
     if not np.isfinite(values).all():
         raise ValueError("it holds numbers that are not finite")
     low, high = float(values.min()), float(values.max())

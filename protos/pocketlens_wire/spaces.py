@@ -47,9 +47,9 @@ def mint(kind: Kind, parts: Mapping[str, str]) -> str:
     if kind not in _PREFIX:
         raise ValueError(f"unknown kind of id {kind!r}; one of {sorted(_PREFIX)}")
     if not parts:
-        raise ValueError(f"a {kind} id needs at least one part to stand for")
+        raise ValueError(f"no parts: the {kind} id needs at least one part to stand for")
     for name, part in parts.items():
         if not isinstance(name, str) or not isinstance(part, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(f"part {name!r} of a {kind} id must be a string, came {type(part).__name__}")
+            raise TypeError(f"part {name!r} of the {kind} id must be a string, came {type(part).__name__}")
     canonical = json.dumps({"kind": kind, "parts": dict(parts)}, sort_keys=True, separators=(",", ":"))
     return _PREFIX[kind] + hashlib.sha256(canonical.encode()).hexdigest()[:_ID_HEX_DIGITS]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import grpc
 import numpy as np
@@ -15,6 +19,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
+from pocketlens_edge.cli import app
 from pocketlens_edge.client import Client
 from pocketlens_edge.encoder import Encoder
 from pocketlens_wire.errors import KIND_METADATA
@@ -62,7 +67,8 @@ def toy_graph() -> onnx.ModelProto:
 
 def reference(pixels: np.ndarray) -> np.ndarray:
     """What the toy graph should give, in numpy: the golden vectors do not come from the runtime under test."""
-    weights = np.random.default_rng(7).standard_normal(((SIDE // 8) ** 2 * 3, COUNT * WIDTH)).astype(np.float32)
+    patches = (SIDE // 8) ** 2 * 3
+    weights = np.random.default_rng(7).standard_normal((patches, COUNT * WIDTH)).astype(np.float32)
     normal = (pixels / 255 - np.array([0.48, 0.46, 0.41])) / np.array([0.27, 0.26, 0.28])
     means = normal.reshape(-1, SIDE // 8, 8, SIDE // 8, 8, 3).mean((2, 4)).transpose(0, 3, 1, 2)
     return (means.reshape(len(pixels), -1) @ weights).reshape(-1, COUNT, WIDTH).astype(np.float32)
@@ -82,9 +88,7 @@ def write_edge(folder: Path, *, graph: onnx.ModelProto, sentence: np.ndarray | N
     folder.mkdir(parents=True)
     onnx.save(graph, folder / "encoder.fp32.onnx")
     pixels = golden_pixels()
-    np.savez(
-        folder / "golden.npz", pixels=pixels, sentence=reference(pixels) if sentence is None else sentence
-    )
+    np.savez(folder / "golden.npz", pixels=pixels, sentence=reference(pixels) if sentence is None else sentence)
     manifest = EdgeManifest(
         name="toy",
         token_space=TOKEN_SPACE,
@@ -101,6 +105,23 @@ def write_edge(folder: Path, *, graph: onnx.ModelProto, sentence: np.ndarray | N
 
 
 @pytest.fixture(scope="session")
+def toy() -> SimpleNamespace:
+    """The toy's parts by name: test files cannot import a conftest."""
+    return SimpleNamespace(
+        side=SIDE,
+        count=COUNT,
+        width=WIDTH,
+        tolerance=TOLERANCE,
+        token_space=TOKEN_SPACE,
+        encoder_id=ENCODER,
+        graph=toy_graph,
+        golden_pixels=golden_pixels,
+        reference=reference,
+        write_edge=write_edge,
+    )
+
+
+@pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole, healthy toy bundle (its edge half); read only."""
     root = tmp_path_factory.mktemp("bundle")
@@ -111,6 +132,19 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def encoder(bundle: Path) -> Encoder:
     return Encoder.load(bundle)
+
+
+@pytest.fixture
+def own_bundle(tmp_path: Path) -> Path:
+    """A healthy toy bundle that a test may damage."""
+    write_edge(tmp_path / "own" / "edge", graph=toy_graph())
+    return tmp_path / "own"
+
+
+@pytest.fixture(scope="session")
+def tokens(encoder: Encoder) -> np.ndarray:
+    """float32 (4, 192) of a golden picture."""
+    return encoder.encode_pixels(golden_pixels()[:1])[0]
 
 
 @pytest.fixture(scope="session")
@@ -130,6 +164,7 @@ class FakeService(RetrievalServicer):
         self.calls = 0
         self.failures: deque[tuple[grpc.StatusCode, str, str]] = deque()
         self.delay_s = 0.0
+        self.files = ("one.png", "two.png")
         self.notes: list[str] = []
         self.description = pb.DescribeReply(
             token_space=TOKEN_SPACE,
@@ -152,10 +187,9 @@ class FakeService(RetrievalServicer):
             if kind:
                 context.set_trailing_metadata(((KIND_METADATA, kind),))
             context.abort(code, details)
-        hits = [
-            pb.Hit(id="a" * 40, score=0.5, payload={"file": pb.Value(text="one.png"), "count": pb.Value(integer=2)}),
-            pb.Hit(id="b" * 40, score=0.25, payload={"file": pb.Value(text="two.png"), "part": pb.Value(flag=True)}),
-        ]
+        one = {"file": pb.Value(text=self.files[0]), "count": pb.Value(integer=2)}
+        two = {"file": pb.Value(text=self.files[1]), "part": pb.Value(flag=True)}
+        hits = [pb.Hit(id="a" * 40, score=0.5, payload=one), pb.Hit(id="b" * 40, score=0.25, payload=two)]
         return pb.SearchReply(
             hits=hits[: request.top],
             times=pb.StageTimes(check_ms=0.1, queue_ms=0.2, text_tower_ms=3, heads_ms=0.3, search_ms=1, total_ms=4.6),
@@ -192,3 +226,32 @@ def server(service: FakeService) -> Iterator[str]:
 def client(server: str) -> Iterator[Client]:
     with Client(server, token_space=TOKEN_SPACE, encoder_id=ENCODER) as client:
         yield client
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How a command ended: exit code, and what it wrote."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        (line,) = self.out.splitlines()
+        return json.loads(line)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
+    """Run `pocketlens-edge` as its entry point does, with the toy bundle as the default one."""
+    monkeypatch.setenv("POCKETLENS_BUNDLE", str(bundle))
+    monkeypatch.setenv("COLUMNS", "120")
+
+    def command(*arguments: object) -> Ran:
+        with pytest.raises(SystemExit) as left:
+            app([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return Ran(int(left.value.code or 0), out, err)
+
+    return command

@@ -6,16 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors.torch import load_file
-from torch import nn
 
-from pocketlens_training.heads import QueryHead, TargetHead
+from pocketlens_training.heads import Control, Heads
 from pocketlens_training.recipe import Recipe
 from pocketlens_training.student import Student, TokenLearner
 from pocketlens_training.text import load_tokenizer
 from pocketlens_training.towers import Teacher
 
+LESSONS = ("edits", "student", "heads-union", "heads-control", "symmetric")
+"""Whose weights make a bundle ("edits" holds the whole teacher), in the order of `Trained`'s modules."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Trained:
     """All modules of a finished run."""
 
@@ -23,9 +25,8 @@ class Trained:
     recipe: Recipe
     teacher: Teacher
     student: Student
-    query_head: QueryHead
-    target_head: TargetHead
-    control_head: QueryHead
+    heads: Heads
+    control: Control
     symmetric: TokenLearner
 
     @property
@@ -35,28 +36,25 @@ class Trained:
 
 def load_run(folder: Path) -> Trained:
     """Modules of the run in `folder`. Raises FileNotFoundError naming the lesson that is missing."""
-    for lesson in ("edits", "student", "heads-union", "heads-control", "symmetric"):
+    for lesson in LESSONS:
         if not (folder / f"{lesson}.safetensors").is_file():
             raise FileNotFoundError(
                 f"{folder}: lesson `{lesson}` is not trained yet; finish it with `pocketlens-train sample -o {folder}`"
             )
     recipe = Recipe.read(folder / "recipe.json")
     vocabulary = load_tokenizer(folder / "tokenizer.json").get_vocab_size()
-    union = load_file(folder / "heads-union.safetensors")
-    heads = nn.ModuleDict({"query": QueryHead(recipe.dim), "target": TargetHead(union["target.empty"].clone())})
-    heads.load_state_dict(union)
-    control = nn.ModuleDict({"query": QueryHead(recipe.dim)})
-    modules = {
-        "edits": Teacher(recipe, vocabulary),
-        "student": Student(recipe.student_widths, recipe.tokens, recipe.word_width),
-        "heads-control": control,
-        "symmetric": TokenLearner(recipe.teacher_widths[-1], recipe.tokens, recipe.word_width),
-    }
-    for lesson, module in modules.items():
+    empty = load_file(folder / "heads-union.safetensors")["target.empty"]
+    trained = Trained(
+        folder=folder,
+        recipe=recipe,
+        teacher=Teacher(recipe, vocabulary),
+        student=Student(recipe.student_widths, recipe.tokens, recipe.word_width),
+        heads=Heads(recipe.dim, empty),
+        control=Control(recipe.dim),
+        symmetric=TokenLearner(recipe.teacher_widths[-1], recipe.tokens, recipe.word_width),
+    )
+    modules = (trained.teacher, trained.student, trained.heads, trained.control, trained.symmetric)
+    for lesson, module in zip(LESSONS, modules, strict=True):
         module.load_state_dict(load_file(folder / f"{lesson}.safetensors"))
-    for module in (*modules.values(), heads):
         module.eval().requires_grad_(False)
-    return Trained(
-        folder, recipe, modules["edits"], modules["student"], heads["query"], heads["target"], control["query"],
-        modules["symmetric"],
-    )  # fmt: skip
+    return trained

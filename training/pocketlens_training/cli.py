@@ -44,6 +44,7 @@ def sample(
 
     from pocketlens_training.loop import progress_bar
     from pocketlens_training.recipe import TINY, Recipe
+    from pocketlens_training.sample import learn
     from pocketlens_training.school import School
 
     if threads:
@@ -56,7 +57,7 @@ def sample(
     started = time.monotonic()
     with progress_bar() as progress:
         try:
-            School(recipe, out, torch.device(device), progress).learn()
+            learn(School(recipe, out, torch.device(device), progress))
         except ValueError as wrong:
             typer.echo(f"pocketlens-train: {wrong}", err=True)
             raise typer.Exit(1) from wrong

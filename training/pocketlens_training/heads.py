@@ -31,8 +31,10 @@ class Fusion(nn.Module):
     def forward(self, *parts: Tensor) -> Tensor:
         hidden = self.inner(torch.cat(parts, 1))
         gates = self.gates(hidden)
-        blended = sum(gates[:, i : i + 1] * part for i, part in enumerate(parts))
-        return F.normalize(blended + self.residual(hidden), dim=1)
+        blended = self.residual(hidden)
+        for i, part in enumerate(parts):
+            blended = blended + gates[:, i : i + 1] * part
+        return F.normalize(blended, dim=1)
 
 
 class QueryHead(nn.Module):
@@ -51,9 +53,27 @@ class TargetHead(nn.Module):
 
     def __init__(self, empty: Tensor) -> None:
         super().__init__()
+        self.empty: Tensor
         self.register_buffer("empty", F.normalize(empty.reshape(1, -1), dim=1))
         self.fusion = Fusion(2, empty.numel(), empty.numel() // 2)
 
     def forward(self, image_raw: Tensor) -> Tensor:
         image = F.normalize(image_raw, dim=1)
         return self.fusion(image, self.empty.expand_as(image))
+
+
+class Heads(nn.Module):
+    """Query head and target head, trained together."""
+
+    def __init__(self, dim: int, empty: Tensor) -> None:
+        super().__init__()
+        self.query = QueryHead(dim)
+        self.target = TargetHead(empty)
+
+
+class Control(nn.Module):
+    """A query head alone, trained against the targets as they are: what the triplets give without UNION."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.query = QueryHead(dim)

@@ -12,7 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -20,9 +27,9 @@ LossOf = Callable[[int, np.random.Generator], tuple[Tensor, dict[str, float]]]
 
 
 def progress_bar() -> Progress:
-    """A bar where there is a terminal; silence elsewhere (the log file tells then)."""
+    """A bar where there is a terminal; `train` prints plain lines elsewhere."""
     return Progress(
-        TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TextColumn("{task.description:<13}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
         TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
     )  # fmt: skip
 
@@ -87,7 +94,9 @@ def train(
     decayed = [p for p in trained if p.ndim > 1]
     plain = [p for p in trained if p.ndim <= 1]
     optimiser = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}], lr=rate, betas=(0.9, 0.98)
+        [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}],
+        lr=rate,
+        betas=(0.9, 0.98),
     )
     first = 0
     if resume.exists():
@@ -118,7 +127,10 @@ def train(
                 raise FloatingPointError(f"{stage}: step {step + 1} gave {figures}; lower the rate and resume")
             pace = (step + 1 - first) / (time.monotonic() - started)
             _log(folder / f"{stage}.log.jsonl", {"step": step + 1, **figures, "steps_per_s": pace})
-            progress.update(bar, completed=step + 1, note=" ".join(f"{k} {v:.3g}" for k, v in figures.items()))
+            note = " ".join(f"{name} {value:.3g}" for name, value in figures.items())
+            progress.update(bar, completed=step + 1, note=note)
+            if not progress.console.is_terminal and (last or (step + 1) % every == 0):
+                progress.console.print(f"{stage}: step {step + 1}/{steps} {note} ({pace:.2f} steps/s)", soft_wrap=True)
         if not last and (step + 1) % every == 0:
             state = {**module.state_dict(), **_optimiser_tensors(optimiser), "step": torch.tensor(step + 1)}
             save_atomically(state, resume)

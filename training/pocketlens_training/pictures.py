@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-
 from pocketlens_samples.catalogue import Spec, apply, is_held_out, random_edits, random_spec
 from pocketlens_samples.draw import draw_picture, draw_sketch
 

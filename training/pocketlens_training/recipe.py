@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from pocketlens_wire.manifest import Prompts
 
@@ -73,12 +74,13 @@ class Recipe:
                 f"{path}: recipe keys missing {sorted(known - raw.keys())}, unknown {sorted(raw.keys() - known)}; "
                 "start a new run folder"
             )
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in raw.items()})
+        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in raw.items()}
+        return cls(**values)
 
 
 TINY = Recipe(
-    pictures=512, sketches=128, batch=64, teacher_steps=40, edit_steps=8, student_steps=12, bank=64,
-    caption_bank=256, triplets=128, head_steps=20, symmetric_pictures=256, symmetric_steps=12, teacher_widths=(8, 16, 24, 32), student_widths=(4, 8, 12, 16),
-    word_width=64, dim=64, text_layers=2,
+    pictures=512, sketches=128, batch=64, bank=64, caption_bank=256, triplets=128, symmetric_pictures=256,
+    teacher_steps=100, edit_steps=20, student_steps=100, head_steps=20, symmetric_steps=20,
+    teacher_widths=(8, 16, 24, 32), student_widths=(4, 8, 12, 16), word_width=64, dim=64, text_layers=2,
 )  # fmt: skip
 """Seconds on one core: proves that the code runs and learns something, not that it learns well."""

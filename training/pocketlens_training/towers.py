@@ -107,7 +107,12 @@ class TextTower(nn.Module):
         nn.init.normal_(self.words.weight, std=0.05)
 
     def forward(
-        self, token_ids: Tensor, sentence: Tensor, sentence_start: Tensor, sentence_length: Tensor, end: Tensor
+        self,
+        token_ids: Tensor,
+        sentence: Tensor,
+        sentence_start: Tensor,
+        sentence_length: Tensor,
+        end: Tensor,
     ) -> Tensor:
         """Raw text feature at the end token.
 

@@ -1,0 +1,90 @@
+"""The loaded parts of one bundle, and what they make of picture files.
+
+Owns the way from a JPEG to sentence tokens (the device's, or the symmetric baseline's) and to gallery vectors.
+Called by accuracy.py and shelf.py; knows no question and no metric."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pocketlens_cloud.bundle import open_cloud_half
+from pocketlens_cloud.compose import Composer
+from pocketlens_cloud.runtime import Graph
+from pocketlens_cloud.towers import ImageTower
+from pocketlens_edge.encoder import Encoder
+from pocketlens_wire.errors import BadBundle
+from pocketlens_wire.pictures import fit, open_picture
+from pocketlens_wire.tokens import Encoding, pack, unpack
+from pocketlens_wire.v1 import retrieval_pb2 as pb
+
+from pocketlens_bench.baselines import Baselines
+
+SENT = Encoding.INT8  # how tokens travel by default
+BATCH = 64  # pictures in one run of the image tower
+
+Vectors = NDArray[np.float32]  # (count, dim), unit rows
+Tokens = NDArray[np.float32]  # (k, width)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lab:
+    """The loaded parts of one bundle."""
+
+    encoder: Encoder
+    composer: Composer
+    tower: ImageTower
+    places: Graph  # the image tower again, for its third output
+    baselines: Baselines | None
+    threads: int
+
+    @classmethod
+    def open(cls, bundle: Path, *, threads: int) -> "Lab":
+        folder, manifest = open_cloud_half(bundle)
+        return cls(
+            encoder=Encoder.load(bundle, threads=1),
+            composer=Composer.load(bundle, threads=threads),
+            tower=ImageTower(folder, manifest, threads=threads),
+            places=Graph(folder / manifest.image_tower.file, threads=threads),
+            baselines=Baselines.load(bundle, threads=threads),
+            threads=threads,
+        )
+
+    def tokens(self, files: Sequence[bytes]) -> list[Tokens]:
+        """The device: sentence tokens (k, width) of each picture file."""
+        near = self.encoder.manifest.picture.side
+        return [self.encoder.encode(open_picture(file, near=near)) for file in files]
+
+    def images(self, files: Sequence[bytes]) -> Iterator[dict[str, Vectors]]:
+        """The cloud's indexing: named gallery vectors of each batch of picture files."""
+        for start in range(0, len(files), BATCH):
+            yield self.tower.vectors(self.pixels(files[start : start + BATCH]))
+
+    def image(self, files: Sequence[bytes]) -> Vectors:
+        """The large tower's unit vectors."""
+        return np.concatenate([batch["original"] for batch in self.images(files)])
+
+    def symmetric_tokens(self, files: Sequence[bytes]) -> list[Tokens]:
+        """Tokens of the symmetric baseline; they are made in the cloud, so no wire is between."""
+        assert self.baselines is not None  # the caller asked
+        tokens: list[Tokens] = []
+        for start in range(0, len(files), BATCH):
+            (places,) = self.places.run(["places"], {"pixels": self.pixels(files[start : start + BATCH])})
+            tokens.extend(self.baselines.sentences(places))
+        if len(tokens[0]) != self.encoder.manifest.token_count:
+            raise BadBundle(
+                f"the symmetric baseline gives {len(tokens[0])} tokens, the encoder "
+                f"{self.encoder.manifest.token_count}; they must have the same number. Export the bundle again."
+            )
+        return tokens
+
+    def pixels(self, files: Sequence[bytes]) -> NDArray[np.uint8]:
+        """(batch, side, side, 3) RGB, as the large tower sees them."""
+        spec = self.composer.manifest.picture
+        return np.stack([fit(open_picture(file, near=spec.side), spec) for file in files])
+
+
+def sent(tokens: Sequence[Tokens], encoding: Encoding = SENT) -> list[Tokens]:
+    """The tokens as the cloud receives them: packed, serialised, parsed, unpacked."""
+    return [unpack(pb.Sentence.FromString(pack(token, encoding).SerializeToString())) for token in tokens]

@@ -1,0 +1,67 @@
+"""A real server as a process of its own, on loopback.
+
+Owns starting it, waiting for it, and stopping it. Called by latency.py."""
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter, sleep
+
+from pocketlens_wire.errors import ServerFault
+
+PATIENCE_S = 60.0  # for a server to become ready; a loaded machine needs a few seconds
+GRACE_S = 15.0  # to finish after SIGTERM
+
+
+@dataclass(frozen=True)
+class Running:
+    """address: HOST:PORT. started: perf_counter() just before the process was made; ready_s: until its ready file."""
+
+    address: str
+    started: float
+    ready_s: float
+
+
+@contextmanager
+def serving(bundle: Path, gallery: Path, *, threads: int) -> Iterator[Running]:
+    """`pocketlens-cloud serve` upon `gallery`. Raises ServerFault, quoting its last words, if it does not come up."""
+    with tempfile.TemporaryDirectory(prefix="pocketlens-bench-server-") as folder:
+        ready, log = Path(folder) / "ready", Path(folder) / "log"
+        command = [*_program(), "serve", "--gallery", gallery, "--bundle", bundle, "--port", 0]
+        command += ["--ready-file", ready, "--threads", threads, "--log-level", "warning"]
+        with log.open("wb") as out:
+            started = perf_counter()
+            process = subprocess.Popen(list(map(str, command)), stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+        try:
+            address = _wait(process, ready, log, started)
+            yield Running(address, started, perf_counter() - started)
+        finally:
+            process.terminate()
+            try:
+                process.wait(GRACE_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _program() -> list[object]:
+    """How a user starts it: the command beside this Python, else the module."""
+    script = Path(sys.executable).with_name("pocketlens-cloud")
+    return [script] if script.exists() else [sys.executable, "-m", "pocketlens_cloud"]
+
+
+def _wait(process: subprocess.Popen[bytes], ready: Path, log: Path, started: float) -> str:
+    while perf_counter() - started < PATIENCE_S:
+        if ready.is_file() and (address := ready.read_text(encoding="utf-8").strip()):
+            return address
+        if process.poll() is not None:
+            break
+        sleep(0.002)
+    said = " ".join(log.read_text(encoding="utf-8", errors="replace").split())[-500:]
+    raise ServerFault(
+        f"the server to be measured did not come up within {PATIENCE_S:g} s. It said: {said or 'nothing'}"
+    )

@@ -1,0 +1,105 @@
+"""Prove a bundle and a gallery on this machine.
+
+Replays the bundle's golden vectors through the towers and heads that serving and indexing use, and says
+what was found line by line. Prints nothing itself (cli.py does)."""
+
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import google.protobuf
+import grpc
+import numpy as np
+from numpy.typing import NDArray
+from pocketlens_wire.errors import PocketlensError
+
+from pocketlens_cloud import runtime, service
+from pocketlens_cloud.bundle import open_cloud_half
+from pocketlens_cloud.compose import Composer
+from pocketlens_cloud.gallery import Gallery
+from pocketlens_cloud.server import require_upb
+from pocketlens_cloud.towers import ImageTower
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the examination."""
+
+    what: str
+    detail: str
+    ok: bool = True
+
+
+def examine(bundle: Path, gallery: Path | None = None) -> Iterator[Finding]:
+    """Findings in order, each as soon as it is made; what fails ends its own section only."""
+    yield from _guarded("versions", _versions())
+    yield from _guarded("bundle", _bundle(bundle))
+    if gallery is not None:
+        yield from _guarded("gallery", _gallery(bundle, gallery))
+
+
+def _guarded(what: str, findings: Iterator[Finding]) -> Iterator[Finding]:
+    try:
+        yield from findings
+    except PocketlensError as error:
+        yield Finding(what, str(error), ok=False)
+
+
+def _versions() -> Iterator[Finding]:
+    yield Finding(
+        "versions",
+        f"pocketlens {service.version()}, Python {platform.python_version()}, "
+        f"onnxruntime {runtime.version()}, grpcio {grpc.__version__}, protobuf {google.protobuf.__version__}",
+    )
+    require_upb()
+
+
+def _bundle(bundle: Path) -> Iterator[Finding]:
+    folder, manifest = open_cloud_half(bundle)
+    yield Finding("bundle", f"{manifest.name} in {folder}: every file has its hash")
+    yield Finding("spaces", f"token space {manifest.token_space}, gallery space {manifest.gallery_space}")
+    composer = Composer.load(folder)
+    tower = ImageTower(folder, manifest)
+    yield Finding("provider", f"text tower {composer.provider}, image tower {tower.provider}")
+    with np.load(folder / manifest.golden.file, allow_pickle=False) as golden:
+        for name, came in _replay(composer, tower, golden):
+            yield _compare(name, came, golden[name], manifest.golden_tolerance)
+
+
+def _replay(composer: Composer, tower: ImageTower, golden: Any) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    """(golden name, what this machine computes) for everything the golden file holds."""
+    asks = [(sentence, str(words)) for sentence, words in zip(golden["sentence"], golden["words"], strict=True)]
+    features = composer.features(asks)
+    yield "composed", features.composed
+    yield "picture", features.picture
+    yield "words_feature", features.words
+    if "query" in golden:
+        yield "query", composer.query(features, "tuned")
+    image_raw, image = tower.features(golden["pixels"])
+    yield "image_raw", image_raw
+    yield "image", image
+    union = tower.union(image_raw)
+    if union is not None:
+        yield "union", union
+
+
+def _compare(name: str, came: NDArray[np.float32], wanted: NDArray[np.float32], tolerance: float) -> Finding:
+    if came.shape != wanted.shape:
+        return Finding(name, f"shape {came.shape}, golden has {wanted.shape}", ok=False)
+    # Raw features are not of unit length: their tolerance grows with them.
+    allowed = tolerance * max(1.0, float(np.abs(wanted).max()))
+    worst = float(np.abs(came - wanted).max())
+    return Finding(name, f"worst difference {worst:.2e}, allowed {allowed:.2e}", ok=worst <= allowed)
+
+
+def _gallery(bundle: Path, path: Path) -> Iterator[Finding]:
+    _, manifest = open_cloud_half(bundle)
+    with Gallery.open(path) as gallery:
+        held = f"vectors {', '.join(gallery.vectors)}, keys {', '.join(gallery.payload_keys)}"
+        yield Finding("gallery", f"{gallery.size} pictures, {held}", ok=gallery.size > 0)
+        ours, theirs = gallery.gallery_space, manifest.gallery_space
+        yield Finding("gallery space", f"gallery {ours}, bundle {theirs}", ok=ours == theirs)
+        state = "settled" if gallery.settled else "an indexing was cut short; run it again"
+        yield Finding("generation", f"{gallery.generation}: {state}", ok=gallery.settled)

@@ -1,0 +1,142 @@
+"""Customs lets through what equals its original, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from pocketlens_cloud.compose import Composer
+from pocketlens_edge.encoder import Encoder
+from pocketlens_export import parity
+from pocketlens_export.bundle import export_bundle
+from pocketlens_export.cli import app
+from pocketlens_training.checkpoint import load_run
+from pocketlens_training.text import load_tokenizer
+from pocketlens_wire.manifest import describe_file, read_cloud, read_edge, write
+from typer.testing import CliRunner
+
+
+def test_both_halves_read_and_agree(tiny_bundle: Path) -> None:
+    edge, cloud = read_edge(tiny_bundle), read_cloud(tiny_bundle)
+    assert edge.token_space == cloud.token_space
+    assert edge.encoder in cloud.encoders
+    assert edge.token_width == cloud.token_width
+    assert load_tokenizer(tiny_bundle / "cloud" / "tokenizer.json").token_to_id("<pad>") == 0
+
+
+def test_report_holds_every_graph_with_teeth(tiny_bundle: Path) -> None:
+    report = json.loads((tiny_bundle / "report.json").read_text())
+    graphs = {check["graph"] for check in report["parity"]}
+    on_disk = {path.name for path in tiny_bundle.rglob("*.onnx")}
+    assert graphs == on_disk
+    for check in report["parity"]:
+        assert check["difference"] <= check["tolerance"]
+        assert check["mistakes"]
+        assert min(check["mistakes"].values()) >= 10 * check["tolerance"]
+    assert report["cost"]["student"]["multiply_adds"] > 0
+
+
+def test_ids_follow_the_weights(tiny_bundle: Path, tiny_run: Path, tmp_path: Path) -> None:
+    again = export_bundle(tiny_run, tmp_path / "again", name="another name")
+    first = json.loads((tiny_bundle / "report.json").read_text())
+    assert {key: again[key] for key in ("token_space", "gallery_space", "encoder")} == {
+        key: first[key] for key in ("token_space", "gallery_space", "encoder")
+    }
+    other = tmp_path / "other"
+    shutil.copytree(tiny_run, other)
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(other / "student.safetensors")
+    tensors["learner.gain"] = tensors["learner.gain"] * 1.01
+    save_file(tensors, other / "student.safetensors")
+    changed = export_bundle(other, tmp_path / "changed", name="tiny")
+    assert changed["encoder"] != first["encoder"]
+    assert changed["token_space"] == first["token_space"]
+    assert changed["gallery_space"] == first["gallery_space"]
+
+
+def scale_an_initializer(path: Path) -> None:
+    """Change the graph's largest weight tensor by half a percent: plausible, and wrong."""
+    model = onnx.load(path)
+    largest = max(model.graph.initializer, key=lambda tensor: int(np.prod(tensor.dims)))
+    altered = numpy_helper.to_array(largest) * np.float32(1.005)
+    largest.CopyFrom(numpy_helper.from_array(altered.astype(np.float32), largest.name))
+    onnx.save(model, path)
+
+
+@pytest.mark.parametrize(
+    ("half", "graph", "field"),
+    [
+        ("edge", "encoder.fp32.onnx", "graphs"),
+        ("cloud", "text_tower.onnx", "text_tower"),
+        ("cloud", "image_tower.onnx", "image_tower"),
+        ("cloud", "query_head.onnx", "query_head"),
+        ("cloud", "target_head.onnx", "target_head"),
+    ],
+)
+def test_a_graph_slightly_off_is_refused(
+    tiny_bundle: Path, tiny_run: Path, tmp_path: Path, half: str, graph: str, field: str
+) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, folder)
+    path = folder / half / graph
+    scale_an_initializer(path)
+    manifest = read_edge(tiny_bundle) if half == "edge" else read_cloud(tiny_bundle)
+    value = {"fp32": describe_file(path)} if field == "graphs" else describe_file(path)
+    write(replace(manifest, **{field: value}), folder / half)  # its hashes are right; only its numbers are not
+    given = parity.material(16, 1)
+    with pytest.raises(parity.NotEqual, match=graph):
+        parity.check_bundle(folder, given, parity.originals(load_run(tiny_run), given))
+
+
+def test_a_check_without_teeth_is_refused() -> None:
+    good = parity.Check("g.onnx", 4, 1e-6, 2e-5, {"BGR for RGB": 0.5})
+    assert good.verdict() is None
+    blind = replace(good, mistakes={"BGR for RGB": 1e-4})
+    assert "no teeth" in str(blind.verdict())
+    assert "differs from torch" in str(replace(good, difference=float("nan")).verdict())
+
+
+def test_golden_vectors_come_from_torch_and_replay(tiny_bundle: Path) -> None:
+    golden = np.load(tiny_bundle / "edge" / "golden.npz")
+    encoder = Encoder.load(tiny_bundle)
+    difference = np.abs(encoder.encode_pixels(golden["pixels"]) - golden["sentence"]).max()
+    assert difference <= encoder.manifest.golden_tolerance
+    cloud = np.load(tiny_bundle / "cloud" / "golden.npz")
+    composer = Composer.load(tiny_bundle)
+    asks = list(zip(cloud["sentence"], [str(words) for words in cloud["words"]], strict=True))
+    features = composer.features(asks)
+    assert np.abs(features.composed - cloud["composed"]).max() <= composer.manifest.golden_tolerance
+    assert np.abs(composer.query(features, "tuned") - cloud["query"]).max() <= composer.manifest.golden_tolerance
+
+
+def test_text_graph_takes_any_batch_length_and_k(tiny_bundle: Path) -> None:
+    composer = Composer.load(tiny_bundle)
+    width = composer.manifest.token_width
+    rng = np.random.default_rng(0)
+    asks = [
+        (rng.standard_normal((k, width)).astype(np.float32) * 0.1, "red " * words)
+        for k, words in ((1, 0), (8, 1), (4, 30), (2, 7))
+    ]
+    together = composer.compose_batch(asks, "zero-shot")
+    for row, ask in zip(together, asks, strict=True):
+        assert np.abs(composer.compose_batch([ask], "zero-shot")[0] - row).max() < 1e-5
+
+
+def test_cli_refuses_in_one_line(tiny_run: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    runner = CliRunner()
+    taken = runner.invoke(app, ["bundle", str(tiny_run), "-o", str(tiny_bundle)])
+    assert taken.exit_code == 1
+    assert "exists; choose another name" in taken.stderr
+    assert len(taken.stderr.splitlines()) == 1
+    unfinished = runner.invoke(app, ["bundle", str(tmp_path), "-o", str(tmp_path / "out")])
+    assert unfinished.exit_code == 1
+    assert "is not trained yet" in unfinished.stderr
+    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob(".out*"))
