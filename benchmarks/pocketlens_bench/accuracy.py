@@ -135,7 +135,7 @@ class _Bench:
                 "composed", "picture + words", shelf, rows, found.relevant,
                 groups=_groups(found),
                 differences=(
-                    ("zero-shot", "picture + words, sum, tuned"), ("zero-shot", "symmetric"),
+                    ("zero-shot", "sum, tuned"), ("zero-shot", "symmetric"),
                     ("zero-shot", "zero-shot, f32"), ("tuned", "zero-shot"), ("tuned", "tuned control"),
                     ("ceiling", "zero-shot"),
                 ),
@@ -149,8 +149,8 @@ class _Bench:
         rows = [
             Row(name="words only", vectors=words),
             Row(name="picture only", vectors=image),
-            Row(name="picture + words, sum, untuned", vectors=summed(image, words, 1.0)),
-            Row(name="picture + words, sum, tuned", vectors=summed(image, words, weight)),
+            Row(name="sum, untuned", vectors=summed(image, words, 1.0)),
+            Row(name="sum, tuned", vectors=summed(image, words, weight)),
         ]
         if lab.baselines:
             symmetric = zip(lab.symmetric_tokens(files), texts, strict=True)

@@ -62,9 +62,9 @@ def accuracy(
 
     Pictures are files; tokens come from the device's encoder and travel through the wire codec; query vectors come
     from the cloud's composer and are searched in a real gallery, exactly. The sample set holds 1,200 composed queries
-    to 6,000 pictures, 5,000 captions to 5,000 pictures and 1,000 sketches to 6,000 pictures, all of combinations that
-    no training picture showed. Every figure has a 95 % interval; the JSON adds breakdowns by wording, number of
-    edits and edited attribute.
+    to 6,000 pictures, 5,000 captions to 5,000 pictures and 1,000 sketches to 6,000 pictures; what is wanted is always
+    a combination that no training picture showed. Every figure has a 95 % interval; the JSON adds breakdowns by
+    wording, number of edits and edited attribute.
 
     Example: pocketlens-bench accuracy --set sample --json > accuracy.json"""
     del which  # there is one set yet

@@ -212,6 +212,8 @@ def _plain_errors() -> Iterator[None]:
         yield
     except PocketlensError as error:
         _fail(str(error))
+    except OSError as error:
+        _fail(f"{error.filename or 'the system'}: {error.strerror or error}")
     except KeyboardInterrupt:
         err.print("stopped; run the same command again to go on", markup=False)
         raise typer.Exit(130) from None
@@ -313,6 +315,8 @@ def _serve(
     """Load gallery and models side by side, then serve until told to stop."""
     from concurrent.futures import ThreadPoolExecutor
 
+    if ready_file:
+        ready_file.unlink(missing_ok=True)  # one that was killed could not
     with ThreadPoolExecutor(2) as pool:
         opening = pool.submit(_open_gallery, gallery)
         loading = pool.submit(_load_composer, bundle, threads)

@@ -19,8 +19,8 @@ TINY = Sizes(
 COMPOSED = [
     "words only",
     "picture only",
-    "picture + words, sum, untuned",
-    "picture + words, sum, tuned",
+    "sum, untuned",
+    "sum, tuned",
     "symmetric",
     "zero-shot",
     "tuned",
@@ -83,12 +83,13 @@ def test_the_card_says_under_what_it_was_measured(result, heard):
 
 def test_the_table_shows_rows_differences_and_honesty(result):
     page = io.StringIO()
-    print_accuracy(Console(file=page, width=140), result)
+    print_accuracy(Console(file=page, width=80), result)
     shown = page.getvalue()
     for name in COMPOSED:
         assert f"│ {name} " in shown
     best = result["tables"][0]["rows"][0]["R@10"]
-    assert f"{best['value']:.1f} [{best['low']:.1f}, {best['high']:.1f}]" in shown
+    assert f"{best['value']:.1f} ±{(best['high'] - best['low']) / 2:.1f}" in shown
+    assert "…" not in shown  # nothing is cropped, not even where there is no terminal
     assert "paired differences" in shown
     assert result["honesty"] in shown
 

@@ -19,8 +19,6 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
-
 from pocketlens_cloud import ingest, server
 from pocketlens_cloud.compose import Composer
 from pocketlens_cloud.gallery import Gallery
@@ -30,11 +28,37 @@ from pocketlens_wire.pictures import PictureSpec, fit, open_picture
 from pocketlens_wire.tokens import Encoding, pack
 from pocketlens_wire.v1 import retrieval_pb2 as pb
 from pocketlens_wire.v1.retrieval_pb2_grpc import RetrievalStub
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 SIDE, WIDTH, DIM, CONTEXT = 16, 12, 24, 24
 TOKEN_SPACE, GALLERY_SPACE, ENCODER = "ts-" + "0" * 16, "gs-" + "0" * 16, "enc-" + "0" * 16
 PROMPTS = manifest.Prompts(composed="a photo of {sentence}, {words}", picture="a photo of {sentence}", words="{words}")
-WORDS = "a photo of , . $ < > 20 in red green blue dotted shoe hat on grass make it smaller slot bos eos".split()
+WORDS = [
+    "a",
+    "photo",
+    "of",
+    ",",
+    ".",
+    "$",
+    "<",
+    ">",
+    "20",
+    "in",
+    "red",
+    "green",
+    "blue",
+    "dotted",
+    "shoe",
+    "hat",
+    "on",
+    "grass",
+    "make",
+    "it",
+    "smaller",
+    "slot",
+    "bos",
+    "eos",
+]
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>", "<slot>")
 
 
@@ -55,9 +79,7 @@ def _model(inputs: dict[str, tuple], outputs: dict[str, tuple], nodes: list, con
 
 def _nodes(*lines: tuple[str, str, str] | tuple[str, str, str, dict]) -> list:
     """("Op", "inputs by space", "output", attributes) -> nodes."""
-    return [
-        helper.make_node(op, names.split(), [out], **(rest[0] if rest else {})) for op, names, out, *rest in lines
-    ]
+    return [helper.make_node(op, names.split(), [out], **(rest[0] if rest else {})) for op, names, out, *rest in lines]
 
 
 @dataclass(frozen=True)
@@ -83,11 +105,8 @@ class Toy:
 
     def text(self, pieces: list[str | np.ndarray]) -> np.ndarray:
         """The text tower's answer to <bos> pieces <eos>; an array piece is a sentence (k, WIDTH)."""
-        rows = [self.embedding[[self.id("<bos>")]]]
-        for piece in pieces:
-            rows.append(piece if isinstance(piece, np.ndarray) else self.embedding[[self.id(piece)]])
-        rows.append(self.embedding[[self.id("<eos>")]])
-        table = np.concatenate(rows)
+        whole = ["<bos>", *pieces, "<eos>"]
+        table = np.concatenate([p if isinstance(p, np.ndarray) else self.embedding[[self.id(p)]] for p in whole])
         weights = 1 + 0.1 * np.arange(len(table))
         return _unit(((table * weights[:, None]).sum(0) @ self.project)[None])[0]
 
@@ -176,7 +195,7 @@ def _text_tower(toy: Toy) -> onnx.ModelProto:
         "onef": np.float32(1),
     }
     inputs = {"token_ids": ("b", "l"), "sentence": ("b", "k", WIDTH)}
-    inputs |= {name: ("b",) for name in ("sentence_start", "sentence_length", "end")}
+    inputs |= dict.fromkeys(("sentence_start", "sentence_length", "end"), ("b",))
     return _model(inputs, {"text": ("b", DIM)}, nodes, constants)
 
 
@@ -202,14 +221,12 @@ def _query_head(toy: Toy) -> onnx.ModelProto:
         ("Sum", "c p w", "sum"),
         ("LpNormalization", "sum", "query", {"axis": 1, "p": 2}),
     )
-    inputs = {name: ("b", DIM) for name in ("composed", "picture", "words")}
+    inputs = dict.fromkeys(("composed", "picture", "words"), ("b", DIM))
     return _model(inputs, {"query": ("b", DIM)}, nodes, {f"m{i}": toy.mix[i] for i in range(3)})
 
 
 def _target_head(toy: Toy) -> onnx.ModelProto:
-    nodes = _nodes(
-        ("MatMul", "image_raw fuse", "fused"), ("LpNormalization", "fused", "union", {"axis": 1, "p": 2})
-    )
+    nodes = _nodes(("MatMul", "image_raw fuse", "fused"), ("LpNormalization", "fused", "union", {"axis": 1, "p": 2}))
     return _model({"image_raw": ("b", DIM)}, {"union": ("b", DIM)}, nodes, {"fuse": toy.fuse})
 
 
@@ -239,7 +256,9 @@ def _golden(toy: Toy) -> dict[str, np.ndarray]:
     }
 
 
-def build_toy(root: Path, *, targets: tuple[str, ...] = ("original", "union"), gallery_space: str = GALLERY_SPACE) -> Toy:
+def build_toy(
+    root: Path, *, targets: tuple[str, ...] = ("original", "union"), gallery_space: str = GALLERY_SPACE
+) -> Toy:
     """Write a toy bundle's cloud half below `root`."""
     random = np.random.default_rng(11)
 
@@ -422,7 +441,7 @@ def running(service) -> Iterator[RunningServer]:
         yield server
 
 
-@pytest.fixture()
+@pytest.fixture
 def public_place() -> Iterator[Path]:
     """A folder all users may enter; pytest's own are closed to others."""
     with tempfile.TemporaryDirectory() as place:
@@ -430,7 +449,7 @@ def public_place() -> Iterator[Path]:
         yield Path(place)
 
 
-@pytest.fixture()
+@pytest.fixture
 def without_rights() -> Callable[[], Any]:
     """`with without_rights():` root may not write everywhere either."""
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from pocketlens_cloud.gallery import MAX_PAYLOAD_BYTES, Gallery, Point, learn
 from pocketlens_wire.errors import BadQuery, GalleryError
 
@@ -23,7 +22,13 @@ def unit(n: int, seed: int) -> np.ndarray:
 
 
 def payload(i: int) -> dict:
-    return {"file": f"{i}.png", "colour": "red green blue".split()[i % 3], "n": i % 7, "price": i / 4, "new": i % 2 == 0}
+    return {
+        "file": f"{i}.png",
+        "colour": ["red", "green", "blue"][i % 3],
+        "n": i % 7,
+        "price": i / 4,
+        "new": i % 2 == 0,
+    }
 
 
 def name(i: int) -> str:
@@ -39,7 +44,7 @@ def fill(path: Path) -> tuple[Gallery, np.ndarray, np.ndarray]:
     return gallery, original, union
 
 
-@pytest.fixture()
+@pytest.fixture
 def filled(tmp_path):
     """A gallery to write to."""
     gallery, original, union = fill(tmp_path / "g")
@@ -131,7 +136,7 @@ def test_upsert_replaces_and_delete_removes(filled):
 
 
 def test_generation_changes_with_every_opening_that_writes_and_only_then(filled, tmp_path):
-    gallery, original, union = filled
+    gallery, *_ = filled
     path, first = gallery.path, gallery.generation
     assert gallery.settled
     gallery.close()
@@ -198,7 +203,7 @@ def test_payload_that_could_not_be_filtered_is_refused(bad, message):
 
 def test_a_second_process_is_refused_with_the_holders_pid(filled):
     gallery, *_ = filled
-    code = "import sys; from pocketlens_cloud.gallery import Gallery; Gallery.open(__import__('pathlib').Path(sys.argv[1]))"
+    code = "import sys, pathlib; from pocketlens_cloud.gallery import Gallery; Gallery.open(pathlib.Path(sys.argv[1]))"
     second = subprocess.run([sys.executable, "-c", code, str(gallery.path)], capture_output=True, text=True)
     assert f"is open in another process (pid {os.getpid()})" in second.stderr
     with pytest.raises(GalleryError, match=f"pid {os.getpid()}"):
@@ -237,7 +242,7 @@ def test_an_unwritable_place_is_a_plain_error(public_place, without_rights):
     (public_place / "file").touch()
     closed.chmod(0o555)
     for path in (closed, closed / "g", public_place / "file" / "g"):
-        with without_rights(), pytest.raises(GalleryError, match="cannot write to .*Choose a directory you may"):
+        with without_rights(), pytest.raises(GalleryError, match=r"cannot write to .*Choose a directory you may"):
             Gallery.create(path, dim=4, vectors=["original"], gallery_space="gs-1")
 
 
@@ -252,7 +257,7 @@ def test_an_unwritable_gallery_is_a_plain_error(public_place, without_rights):
 
 
 def test_what_is_no_gallery_is_said_to_be_none(tmp_path):
-    with pytest.raises(GalleryError, match="no gallery in .*pocketlens-cloud index"):
+    with pytest.raises(GalleryError, match=r"no gallery in .*pocketlens-cloud index"):
         Gallery.open(tmp_path)
     (tmp_path / "holiday.txt").touch()
     with pytest.raises(GalleryError, match=r"is not empty \(it holds holiday.txt\)"):

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-
 from pocketlens_cloud import ingest
 from pocketlens_cloud.gallery import Gallery
 from pocketlens_cloud.ingest import content_id, index, list_pictures, read_payload
@@ -42,7 +41,7 @@ def everything(path: Path, dim: int) -> list:
         return [gallery.search(query, name, 10_000) for query in queries for name in gallery.vectors]
 
 
-@pytest.fixture()
+@pytest.fixture
 def folder(tmp_path, draw_picture) -> Path:
     for i in range(10):
         draw_picture(tmp_path / "pictures" / f"{i}.png", 100 + i)
@@ -53,7 +52,9 @@ def test_vectors_and_payload_are_those_of_the_pictures(toy, pictures, gallery):
     files = list_pictures(pictures)
     assert len(files) == 40
     wanted = toy.vectors(toy.pixels([pictures / file for file in files]))
-    notes = {line["file"]: line["payload"] for line in map(json.loads, (pictures / "payload.jsonl").open())}
+    notes = {
+        line["file"]: line["payload"] for line in map(json.loads, (pictures / "payload.jsonl").read_text().splitlines())
+    }
     for name in ("original", "union"):
         for file, vector in zip(files, wanted[name], strict=True):
             (hit,) = gallery.search(vector, name, 1)
@@ -70,7 +71,7 @@ def test_running_again_does_nothing_and_decodes_nothing(toy, folder, tmp_path, m
     assert (first.indexed, again.indexed, again.skipped) == (10, 0, 10)
     assert first.generation == again.generation
     assert seen[-1] == (10, 10)
-    monkeypatch.setattr(Path, "read_bytes", None)
+    monkeypatch.setattr(ingest, "content_id", None)
     assert index(folder, tmp_path / "g", toy.bundle).skipped == 10  # size and time say that nothing changed
 
 
@@ -233,7 +234,9 @@ def _indexer(folder: Path, gallery: Path, bundle: Path) -> subprocess.Popen:
         "import sys; from pathlib import Path; from pocketlens_cloud.ingest import index; "
         "index(*map(Path, sys.argv[1:]), batch=4)"
     )
-    return subprocess.Popen([sys.executable, "-c", code, str(folder), str(gallery), str(bundle)], stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        [sys.executable, "-c", code, str(folder), str(gallery), str(bundle)], stderr=subprocess.PIPE
+    )
 
 
 def test_kill_it_anywhere_and_it_finishes_with_nothing_lost_and_nothing_twice(toy, tmp_path, draw_picture):

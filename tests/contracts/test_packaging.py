@@ -60,7 +60,8 @@ def test_every_command_has_its_app(command, target):
     room, _, inner = module.partition(".")
     (package,) = (each for each in PACKAGES if each.name == room)
     tree = ast.parse((package / f"{inner.replace('.', '/')}.py").read_text())
-    assigned = {leaf.id for node in tree.body for leaf in ast.walk(node) if isinstance(leaf, ast.Name)}
+    targets = [leaf for node in tree.body if isinstance(node, ast.Assign) for leaf in node.targets]
+    assigned = {leaf.id for leaf in targets if isinstance(leaf, ast.Name)}
     defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
     assert name in assigned | defined, f"{command} points at {target}"
 

@@ -1,0 +1,188 @@
+"""The commands as a user meets them: exit codes, messages, signals."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import grpc
+import pytest
+from pocketlens_cloud.cli import app
+from pocketlens_cloud.gallery import Gallery
+from pocketlens_wire.v1.retrieval_pb2_grpc import RetrievalStub
+from typer.testing import CliRunner
+
+SLOWER = """
+import time
+from pocketlens_cloud import cli, compose
+swift = compose.Composer.compose
+compose.Composer.compose = lambda *ask: (time.sleep(0.5), swift(*ask))[1]
+cli.app()
+"""
+
+
+@pytest.fixture
+def invoke(toy, monkeypatch):
+    """Run a command in this process; the toy bundle is the default one."""
+    monkeypatch.setenv("POCKETLENS_BUNDLE", str(toy.bundle))
+    monkeypatch.setenv("COLUMNS", "200")
+    return lambda *args: CliRunner().invoke(app, [str(arg) for arg in args])
+
+
+@pytest.fixture
+def own_gallery(toy, pictures, tmp_path, invoke) -> Path:
+    assert invoke("index", pictures, "--gallery", tmp_path / "g").exit_code == 0
+    return tmp_path / "g"
+
+
+@pytest.fixture
+def spawn(toy, tmp_path):
+    """Start `serve` on a free port in its own process; wait until it is ready."""
+    started: list[subprocess.Popen] = []
+
+    def start(gallery: Path, code: str = "from pocketlens_cloud.cli import app; app()") -> tuple[subprocess.Popen, str]:
+        ready = tmp_path / "address"
+        ready.unlink(missing_ok=True)  # a server that was killed could not
+        command = [sys.executable, "-W", "error", "-c", code, "serve", "--gallery", str(gallery), "--port", "0"]
+        process = subprocess.Popen(
+            [*command, "--ready-file", str(ready)],
+            env=os.environ | {"POCKETLENS_BUNDLE": str(toy.bundle)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        deadline = time.monotonic() + 20
+        while not ready.exists():
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        return process, ready.read_text()
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_calls_in_flight_finish_and_ends_with_zero(toy, own_gallery, spawn, tmp_path, number):
+    process, address = spawn(own_gallery, SLOWER)
+    with grpc.insecure_channel(address) as channel, ThreadPoolExecutor(1) as client:
+        stub = RetrievalStub(channel)
+        in_flight = client.submit(stub.Search, toy.request(), timeout=10)
+        time.sleep(0.25)
+        process.send_signal(number)
+        assert len(in_flight.result().hits) == 5
+    out, err = process.communicate(timeout=10)
+    assert process.returncode == 0, err
+    assert out.startswith(f"ready on {address}: 40 pictures, token space {toy.token_space}")
+    assert "ExecutionProvider" in out
+    assert "Traceback" not in err
+    assert not (tmp_path / "address").exists()
+    Gallery.open(own_gallery).close()
+
+
+def test_while_it_serves_the_gallery_is_held_and_after_kill_9_it_opens_again(own_gallery, spawn, invoke, pictures):
+    process, _ = spawn(own_gallery)
+    for command in (("index", pictures, "--gallery", own_gallery), ("serve", "--gallery", own_gallery)):
+        refused = invoke(*command)
+        assert refused.exit_code == 2
+        assert f"is open in another process (pid {process.pid})" in refused.stderr
+        assert "Traceback" not in refused.output
+    process.kill()
+    process.wait()
+    process, address = spawn(own_gallery)
+    facts = json.loads(invoke("describe", "--server", address, "--json").stdout)
+    assert (facts["gallery_size"], facts["default_mode"]) == (40, "MODE_TUNED")
+    assert "payload_keys  colour, count, file, price, sold" in invoke("describe", "--server", address).stdout
+
+
+def test_describe_without_a_server_is_plain(invoke):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{closed.getsockname()[1]}"
+        refused = invoke("describe", "--server", address, "--timeout-s", "2")
+    assert refused.exit_code == 2
+    assert f"no server answers at {address}" in refused.stderr
+
+
+def test_index_tells_what_it_did(invoke, pictures, tmp_path):
+    first = invoke("index", pictures, "--gallery", tmp_path / "g")
+    assert first.exit_code == 0
+    assert f"payload from {pictures / 'payload.jsonl'}" in first.stderr
+    assert "40/40 pictures" in first.stderr
+    assert "40 indexed\n" in first.stdout
+    again = invoke("index", pictures, "--gallery", tmp_path / "g", "--json")
+    report = json.loads(again.stdout)
+    assert (report["indexed"], report["skipped"], report["merged"], report["size"]) == (0, 40, 0, 40)
+
+
+def test_unreadable_pictures_make_the_exit_code_one_unless_allowed(invoke, tmp_path, draw_picture):
+    draw_picture(tmp_path / "p" / "good.png", 1)
+    (tmp_path / "p" / "bad.png").touch()
+    refused = invoke("index", tmp_path / "p", "--gallery", tmp_path / "g")
+    assert refused.exit_code == 1
+    assert "unreadable (1):\n  bad.png: the file is empty" in refused.stderr
+    assert "1 indexed" in refused.stdout
+    assert invoke("index", tmp_path / "p", "--gallery", tmp_path / "g", "--allow-unreadable", 1).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("index", "nowhere", "--gallery", "g"), "nowhere is not a folder"),
+        (("index", ".", "--gallery", "g", "--bundle", "nowhere"), "nowhere"),
+        (("index", ".", "--gallery", "g", "--payload", "nowhere.jsonl"), "nowhere.jsonl cannot be read"),
+        (("serve", "--gallery", "nowhere"), "no gallery in nowhere"),
+        (("serve", "--gallery", "g", "--host", "0.0.0.0"), "say --insecure-listen if that is meant"),
+        (("doctor", "--bundle", "nowhere"), "nowhere"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line(invoke, tmp_path, monkeypatch, args, said):
+    monkeypatch.chdir(tmp_path)
+    refused = invoke(*args)
+    assert refused.exit_code == (1 if args[0] == "doctor" else 2)
+    assert said in refused.output
+    assert "Traceback" not in refused.output
+
+
+def test_doctor_proves_bundle_and_gallery(invoke, own_gallery):
+    healthy = invoke("doctor", "--gallery", own_gallery)
+    assert healthy.exit_code == 0, healthy.output
+    for name in ("composed", "picture", "words_feature", "query", "image_raw", "image", "union"):
+        assert f"ok   {name}: worst difference" in healthy.stdout
+    assert "40 pictures, vectors original, union" in healthy.stdout
+    assert all(finding["ok"] for finding in json.loads(invoke("doctor", "--json").stdout))
+
+
+def test_doctor_finds_a_tower_that_computes_something_else(invoke, make_toy, toy, tmp_path):
+    """Swapped files with matching hashes: only the golden vectors can tell."""
+    import numpy as np
+    from pocketlens_wire import manifest
+
+    sick = make_toy(tmp_path / "sick")
+    folder = sick.bundle / "cloud"
+    with np.load(folder / "golden.npz") as golden:
+        arrays = dict(golden)
+    arrays["pixels"] = arrays["pixels"][..., ::-1]  # BGR
+    np.savez(folder / "golden.npz", **arrays)
+    told = json.loads((folder / "manifest.json").read_text())
+    file = manifest.describe_file(folder / "golden.npz")
+    told["golden"] = {"file": file.file, "sha256": file.sha256, "bytes": file.bytes}
+    (folder / "manifest.json").write_text(json.dumps(told))
+    found = invoke("doctor", "--bundle", sick.bundle, "--json")
+    assert found.exit_code == 1
+    assert {f["what"] for f in json.loads(found.stdout) if not f["ok"]} == {"image_raw", "image", "union"}
+
+
+@pytest.mark.parametrize("command", [(), ("index",), ("serve",), ("describe",), ("doctor",)])
+def test_help_teaches_with_an_example(invoke, command):
+    told = invoke(*command, "--help")
+    assert told.exit_code == 0
+    assert "pocketlens-cloud " + (command[0] if command else "index") in told.stdout

@@ -1,0 +1,36 @@
+"""What the room promises its neighbours: light, one file per heavy library."""
+
+import ast
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import pocketlens_cloud
+
+HOME = Path(next(iter(pocketlens_cloud.__path__)))
+HEAVY = {"onnxruntime": "runtime.py", "tokenizers": "tokenizer.py", "qdrant_edge": "gallery.py"}
+
+
+def test_each_heavy_library_is_imported_in_exactly_one_file():
+    users = defaultdict(set)
+    for file in HOME.glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            for name in names:
+                users[name.split(".")[0]].add(file.name)
+    assert {library: users[library] for library in HEAVY} == {lib: {file} for lib, file in HEAVY.items()}
+
+
+def test_the_service_stays_light():
+    modules = ", ".join(f"pocketlens_cloud.{file.stem}" for file in HOME.glob("*.py") if file.stem != "__main__")
+    code = f"import sys, {modules}; print(*sys.modules)"
+    loaded = set(subprocess.check_output([sys.executable, "-c", code], text=True).split())
+    assert loaded.isdisjoint({"torch", "onnx", "transformers", "pocketlens_edge", "pocketlens_samples"})
+
+
+def test_help_does_not_wait_for_models_and_engines():
+    code = "import sys, pocketlens_cloud.cli; print(*sys.modules)"
+    loaded = set(subprocess.check_output([sys.executable, "-c", code], text=True).split())
+    assert loaded.isdisjoint({*HEAVY, "numpy"})

@@ -1,0 +1,182 @@
+"""The transport: sizes, silent clients, deadlines, overload, a graceful end."""
+
+import asyncio
+import gzip
+import socket
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import pytest
+from pocketlens_cloud import server
+from pocketlens_cloud.service import Service
+from pocketlens_wire import limits
+from pocketlens_wire.errors import ServerFault
+from pocketlens_wire.v1 import retrieval_pb2 as pb
+
+
+class Slow:
+    """A composer whose work takes as long as the test wants; counts what was begun."""
+
+    def __init__(self, composer) -> None:
+        self._composer = composer
+        self.begun = 0
+        self.go_on = threading.Event()
+
+    def __getattr__(self, name: str):
+        return getattr(self._composer, name)
+
+    def compose(self, *ask):
+        self.begun += 1
+        assert self.go_on.wait(10)
+        return self._composer.compose(*ask)
+
+
+@pytest.fixture
+def slow(composer, gallery, serve):
+    """(slow composer, running server)"""
+    composer = Slow(composer)
+    with serve(Service(composer, gallery)) as running:
+        yield composer, running
+        composer.go_on.set()
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def outcome(running, request, timeout: float = 10) -> grpc.StatusCode:
+    try:
+        running.search(request, timeout)
+        return grpc.StatusCode.OK
+    except grpc.RpcError as error:
+        return error.code()
+
+
+def test_the_size_cap_holds_also_against_compressed_bombs(toy, running):
+    fits = toy.request(words="").SerializeToString()
+    padded = fits + b"\xfa\x7f\x80\xea\x03" + b"\0" * 62720  # an unknown field of 62,720 bytes
+    assert running.raw(padded)
+    assert len(padded) < limits.MAX_REQUEST_BYTES
+    for body in (b"\0" * 70_000, b"\0" * 5_000_000):
+        with pytest.raises(grpc.RpcError) as caught:
+            running.raw(body)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert len(gzip.compress(b"\0" * 10_000_000)) < limits.MAX_REQUEST_BYTES
+    channel = grpc.insecure_channel(running.address, compression=grpc.Compression.Gzip)
+    with channel, pytest.raises(grpc.RpcError) as caught:
+        channel.unary_unary("/pocketlens.v1.Retrieval/Search")(b"\0" * 10_000_000, timeout=10)
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert running.search(toy.request()).hits
+
+
+def test_silent_and_babbling_clients_are_dropped(toy, running):
+    host, port = running.address.split(":")
+    with socket.create_connection((host, int(port))) as silent, socket.create_connection((host, int(port))) as noisy:
+        noisy.sendall(bytes(range(256)))
+        noisy.settimeout(5)
+        assert _is_closed(noisy)
+        started = time.monotonic()
+        silent.settimeout(6)
+        assert _is_closed(silent)
+        assert time.monotonic() - started < 4
+    assert running.search(toy.request()).hits
+
+
+def _is_closed(connection: socket.socket) -> bool:
+    """Read until the other side hangs up; a timeout raises."""
+    try:
+        while connection.recv(4096):
+            pass
+    except ConnectionResetError:
+        pass
+    return True
+
+
+def test_an_unknown_method_is_unimplemented(running):
+    with pytest.raises(grpc.RpcError) as caught:
+        running.raw(b"", method="Destroy")
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_work_nobody_waits_for_any_more_is_never_begun(toy, slow):
+    composer, running = slow
+    with ThreadPoolExecutor(4) as clients:
+        busy = [clients.submit(outcome, running, toy.request()) for _ in range(server.WORKERS)]
+        wait_for(lambda: composer.begun == server.WORKERS)
+        assert outcome(running, toy.request(), timeout=0.2) is grpc.StatusCode.DEADLINE_EXCEEDED
+        given_up = running.stub.Search.future(toy.request(), timeout=10)
+        time.sleep(0.1)
+        given_up.cancel()
+        time.sleep(0.1)
+        composer.go_on.set()
+        assert [future.result() for future in busy] == [grpc.StatusCode.OK] * server.WORKERS
+    assert outcome(running, toy.request()) is grpc.StatusCode.OK
+    assert composer.begun == server.WORKERS + 1
+
+
+def test_a_deadline_that_passes_in_the_queue_is_noticed_by_the_worker(service, toy):
+    question = service.check(toy.request())
+    with pytest.raises(server.TooLate):
+        service.answer(question, lambda: True)
+
+
+def test_too_many_questions_are_turned_away_and_the_rest_answered(toy, slow, monkeypatch):
+    composer, running = slow
+    monkeypatch.setattr(server, "MAX_WAITING", 4)
+    with ThreadPoolExecutor(4) as clients:
+        busy = [clients.submit(outcome, running, toy.request()) for _ in range(4)]
+        wait_for(lambda: composer.begun == server.WORKERS)
+        time.sleep(0.1)
+        started = time.monotonic()
+        assert outcome(running, toy.request()) is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert time.monotonic() - started < 1
+        running.stub.Describe(pb.DescribeRequest(), timeout=5)  # the loop is free
+        composer.go_on.set()
+        assert [future.result() for future in busy] == [grpc.StatusCode.OK] * 4
+    assert outcome(running, toy.request()) is grpc.StatusCode.OK
+
+
+def test_stopping_finishes_calls_in_flight_and_takes_no_new_ones(toy, slow):
+    composer, running = slow
+    with ThreadPoolExecutor(1) as clients:
+        in_flight = clients.submit(outcome, running, toy.request())
+        wait_for(lambda: composer.begun == 1)
+        running.tell_to_stop()
+        time.sleep(0.2)
+        assert not running.ended.is_set()
+        with grpc.insecure_channel(running.address) as late, pytest.raises(grpc.RpcError) as caught:
+            late.unary_unary("/pocketlens.v1.Retrieval/Describe")(b"", timeout=5)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        composer.go_on.set()
+        assert in_flight.result() is grpc.StatusCode.OK
+        assert running.ended.wait(5)
+
+
+def test_many_callers_at_once_get_each_their_own_answer(toy, running):
+    requests = [toy.request(words=words, top=40) for words in ("red", "green", "blue", "hat", "shoe", "")]
+    alone = [list(running.search(request).hits) for request in requests]
+    with ThreadPoolExecutor(12) as clients:
+        together = list(clients.map(lambda i: list(running.search(requests[i % 6]).hits), range(120)))
+    for i, hits in enumerate(together):
+        assert [hit.id for hit in hits] == [hit.id for hit in alone[i % 6]]
+
+
+def test_a_port_in_use_is_a_plain_error(running, service, serve):
+    host, port = running.address.split(":")
+    with pytest.raises(ServerFault, match=f"cannot listen on {host}, port {port}"):
+        asyncio.run(server.run(service, host=host, port=int(port), on_ready=lambda _: None, stop=asyncio.Event()))
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [("127.0.0.1", True), ("::1", True), ("localhost", True), ("127.1.2.3", True), ("0.0.0.0", False), ("::", False),
+     ("192.168.1.2", False), ("example.org", False)],
+)  # fmt: skip
+def test_loopback_is_known(host, loopback):
+    assert server.is_loopback(host) is loopback
