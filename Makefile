@@ -47,8 +47,7 @@ clean: ## Remove the environments, caches and the demo's output
 
 .venv/installed: pyproject.toml
 	$(call make_environment,.venv)
-	@$(choose_torch)
-	@echo "Installing everything else that development needs"
+	@echo "Installing everything that development needs; on Linux torch brings 3 GB of CUDA libraries along"
 	@.venv/bin/python -m pip install $(PIP_FLAGS) --editable '.[dev]'
 	@touch $@
 
@@ -63,19 +62,4 @@ define make_environment
 	@if ! $(1)/bin/python -c 'import pip' 2>/dev/null; then \
 		echo "Making $(1) with $$($(PYTHON) --version)"; \
 		rm -rf $(1) && $(PYTHON) -m venv $(1); fi
-endef
-
-# On Linux the default torch brings 3 GB of CUDA libraries along. Without an NVIDIA GPU, take a CPU build if the
-# package index or PyTorch's own has one; else the default will do.
-define choose_torch
-	if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null 2>&1; then \
-		echo "Installing torch for the CPU: about 200 MB to download"; \
-		for index in "" "--extra-index-url=https://download.pytorch.org/whl/cpu"; do \
-			version=$$(.venv/bin/python -m pip index versions torch $$index --timeout 5 --retries 0 2>/dev/null \
-				| tr ', ' '\n\n' | grep '^[0-9.]*+cpu$$' | head -n 1); \
-			if [ -n "$$version" ] && .venv/bin/python -m pip install $(PIP_FLAGS) "torch==$$version" $$index; \
-			then exit 0; fi; \
-		done; \
-		echo "No CPU build of torch to be had; the default one follows, 3 GB with its CUDA libraries"; \
-	fi
 endef

@@ -33,6 +33,8 @@ class Graph:
             raise ServerFault(f"provider {missing[0]} is not in this onnxruntime; it has {', '.join(here)}")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or min(MAX_THREADS, os.cpu_count() or 1)
+        # Threads that spin after a run starve the gallery's: search p95 12.7 ms against 0.7 on 4 busy cores.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3  # errors only; fall-backs are reported through `provider`
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=wanted)
