@@ -7,7 +7,7 @@ A specification says everything a caption may say about a picture. Everything el
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -65,8 +65,7 @@ class Edit:
     def __post_init__(self) -> None:
         if self.value not in ATTRIBUTES.get(self.attribute, ()):
             raise ValueError(
-                f"no edit sets {self.attribute!r} to {self.value!r}; "
-                f"legal values are in catalogue.ATTRIBUTES"
+                f"no edit sets {self.attribute!r} to {self.value!r}; legal values are in catalogue.ATTRIBUTES"
             )
 
 
@@ -107,5 +106,5 @@ def other_value(spec: Spec, attribute: str, rng: Generator) -> Value:
     return _pick([v for v in ATTRIBUTES[attribute] if v != getattr(spec, attribute)], rng)
 
 
-def _pick(values, rng: Generator):
+def _pick(values: Sequence[Value], rng: Generator) -> Value:
     return values[int(rng.integers(len(values)))]

@@ -122,9 +122,7 @@ def _scaled(strength: float) -> list[int]:
     return [int(level * strength) for level in range(256)]
 
 
-def _shadow(
-    pen: ImageDraw.ImageDraw, centre: tuple[float, float], height: float, colour: Colour
-) -> None:
+def _shadow(pen: ImageDraw.ImageDraw, centre: tuple[float, float], height: float, colour: Colour) -> None:
     x, foot = centre[0] * ZOOM, (centre[1] + height * 0.46) * ZOOM
     wide, tall = height * ZOOM * 0.44, height * ZOOM * 0.06
     pen.ellipse((x - wide, foot - tall, x + wide, foot + tall), fill=colour)
@@ -163,9 +161,7 @@ def _paste_through(
     canvas.paste(level, corner, Image.composite(hatching, Image.new("L", cut.size), cut))
 
 
-def _pencil_line(
-    pen: ImageDraw.ImageDraw, points: Points, level: int, rng: np.random.Generator
-) -> None:
+def _pencil_line(pen: ImageDraw.ImageDraw, points: Points, level: int, rng: np.random.Generator) -> None:
     """A closed line with a trembling hand and a few gaps."""
     dense = _densified(points, step=14)
     dense = dense + rng.normal(0, 1.1, dense.shape)

@@ -6,7 +6,7 @@ A phrase names the new value in words that mean no other value, so its ground tr
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
 from numpy.random import Generator
@@ -79,9 +79,7 @@ def _tidied(text: str) -> str:
     return text.strip(" ,")
 
 
-def edit_phrase(
-    spec: Spec, edits: tuple[Edit, ...], rng: Generator, *, held_out_templates: bool = False
-) -> str:
+def edit_phrase(spec: Spec, edits: tuple[Edit, ...], rng: Generator, *, held_out_templates: bool = False) -> str:
     """One or two edits as a person would ask for them while looking at the source `spec`."""
     if not 1 <= len(edits) <= 2:
         raise ValueError(f"a phrase says one or two edits, got {len(edits)}: {edits}")
@@ -158,5 +156,5 @@ def _texts(table: object) -> Iterator[str]:
             yield from _texts(item)
 
 
-def _pick(values, rng: Generator):
+def _pick(values: Sequence[str], rng: Generator) -> str:
     return values[int(rng.integers(len(values)))]

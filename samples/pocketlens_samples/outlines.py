@@ -75,8 +75,7 @@ def _chair(part: bool, p: Proportions) -> list[Layer]:
     back = 0.31 + 0.02 * p.width
     seat = 0.06 + 0.02 * p.detail
     layers = [
-        Layer(band(polygon((x, seat + 0.1), (x * (1.06 + 0.05 * p.taper), 0.5)), 0.09), "dark")
-        for x in (-0.33, 0.33)
+        Layer(band(polygon((x, seat + 0.1), (x * (1.06 + 0.05 * p.taper), 0.5)), 0.09), "dark") for x in (-0.33, 0.33)
     ]
     layers += [
         Layer(mirrored([(back - 0.04, -0.5), (back, -0.44), (back, seat)]), "body"),
@@ -162,15 +161,10 @@ def _clock(part: bool, p: Proportions) -> list[Layer]:
     half = 0.43 + 0.03 * p.width
     middle = (0.0, (top + 0.44) / 2)
     corner = 0.08 + 0.04 * p.taper
-    body = mirrored(
-        [(half - corner, top), (half, top + corner), (half, 0.44 - corner), (half - corner, 0.44)]
-    )
+    body = mirrored([(half - corner, top), (half, top + corner), (half, 0.44 - corner), (half - corner, 0.44)])
     layers = []
     if part:
-        for side in (-1, 1):
-            layers.append(
-                Layer(arc((0.25 * side, top), (0.19, 0.21), degrees=(180, 360)), "accent")
-            )
+        layers += [Layer(arc((0.25 * side, top), (0.19, 0.21), degrees=(180, 360)), "accent") for side in (-1, 1)]
     layers.append(Layer(body, "body"))
     layers.append(Layer(arc(middle, (0.23, 0.23)), "light"))
     angle = np.pi * (0.25 + 0.25 * p.detail)
@@ -190,8 +184,7 @@ def _vase(part: bool, p: Proportions) -> list[Layer]:
     layers = []
     if part:
         heads = [(-0.28, -0.26), (0.28, -0.26), (0.0, -0.36 + 0.02 * p.detail)]
-        for head in heads:
-            layers.append(Layer(band(polygon((0, top + 0.1), head), 0.05), "leaf"))
+        layers += [Layer(band(polygon((0, top + 0.1), head), 0.05), "leaf") for head in heads]
         for head in heads:
             layers.append(Layer(flower(head, 0.15), "bloom"))
             layers.append(Layer(arc(head, (0.05, 0.05), steps=8), "dark"))
@@ -248,10 +241,7 @@ def _umbrella(part: bool, p: Proportions) -> list[Layer]:
 def _open_umbrella(p: Proportions) -> list[Layer]:
     edge = 0.04 + 0.03 * p.taper
     dome = arc((0, edge), (0.5, 0.48 + 0.02 * p.width), degrees=(180, 360))
-    scallops = [
-        arc((x, edge), (0.125, 0.06), degrees=(0, -180), steps=7)[1:-1]
-        for x in (0.375, 0.125, -0.125, -0.375)
-    ]
+    scallops = [arc((x, edge), (0.125, 0.06), degrees=(0, -180), steps=7)[1:-1] for x in (0.375, 0.125, -0.125, -0.375)]
     hook = np.concatenate(
         [
             polygon((0, edge - 0.1), (0, 0.4)),

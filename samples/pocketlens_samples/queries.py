@@ -103,9 +103,7 @@ class Triplet:
     target: Picture
 
 
-def composed_set(
-    *, queries: int = 1200, gallery: int = 6000, seed: int = COMPOSED_SEED
-) -> ComposedSet:
+def composed_set(*, queries: int = 1200, gallery: int = 6000, seed: int = COMPOSED_SEED) -> ComposedSet:
     """Questions whose target combination no training picture showed.
 
     For each query the gallery holds 1 to 3 targets, the source drawn anew, and the source edited
@@ -165,9 +163,7 @@ def _gallery(shown: list[Spec], size: int, rng: Generator) -> tuple[Picture, ...
         )
     specs = shown + [random_spec(rng, held_out=None) for _ in range(size - len(shown))]
     order = rng.permutation(size)
-    return tuple(
-        Picture(f"photo-{place:06d}", specs[i], _new_seed(rng)) for place, i in enumerate(order)
-    )
+    return tuple(Picture(f"photo-{place:06d}", specs[i], _new_seed(rng)) for place, i in enumerate(order))
 
 
 def _matches(
@@ -180,9 +176,7 @@ def _matches(
     return tuple(tuple(places[key(spec)]) for spec in wanted)
 
 
-def retrieval_set(
-    *, count: int = 5000, seed: int = RETRIEVAL_SEED
-) -> tuple[list[Picture], list[str]]:
+def retrieval_set(*, count: int = 5000, seed: int = RETRIEVAL_SEED) -> tuple[list[Picture], list[str]]:
     """Pictures of held-out combinations, no specification twice, with one full caption each."""
     rng = np.random.default_rng(seed)
     room = sum(1 for _ in _all_held_out())
@@ -191,9 +185,7 @@ def retrieval_set(
     specs: dict[Spec, None] = {}
     while len(specs) < count:
         specs[random_spec(rng, held_out=True)] = None
-    pictures = [
-        Picture(f"photo-{place:06d}", spec, _new_seed(rng)) for place, spec in enumerate(specs)
-    ]
+    pictures = [Picture(f"photo-{place:06d}", spec, _new_seed(rng)) for place, spec in enumerate(specs)]
     return pictures, [caption(spec, rng) for spec in specs]
 
 
@@ -214,8 +206,7 @@ def sketch_set(*, sketches: int = 1000, gallery: int = 6000, seed: int = SKETCH_
     rng = np.random.default_rng(seed)
     specs = [random_spec(rng, held_out=True) for _ in range(sketches)]
     drawn = tuple(
-        Picture(f"sketch-{index:05d}", spec, _new_seed(rng), kind="sketch")
-        for index, spec in enumerate(specs)
+        Picture(f"sketch-{index:05d}", spec, _new_seed(rng), kind="sketch") for index, spec in enumerate(specs)
     )
     pictures = _gallery(list(specs), gallery, rng)
     return SketchSet(drawn, pictures, _matches(pictures, specs, key=sketch_key))

@@ -28,9 +28,7 @@ def arc(
 ) -> Points:
     """Points on an ellipse, clockwise on the screen from the right; (steps, 2)."""
     angle = np.radians(np.linspace(degrees[0], degrees[1], steps))
-    return np.stack(
-        [centre[0] + radii[0] * np.cos(angle), centre[1] + radii[1] * np.sin(angle)], axis=1
-    )
+    return np.stack([centre[0] + radii[0] * np.cos(angle), centre[1] + radii[1] * np.sin(angle)], axis=1)
 
 
 def band(path: Points, width: float) -> Points:

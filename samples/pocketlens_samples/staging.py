@@ -88,9 +88,7 @@ def centres(count: int, height: float, nuisance: Nuisance) -> list[tuple[float, 
     ]
 
 
-def placed(
-    points: Points, centre: tuple[float, float], height: float, nuisance: Nuisance, index: int
-) -> Points:
+def placed(points: Points, centre: tuple[float, float], height: float, nuisance: Nuisance, index: int) -> Points:
     """Unit coordinates to canvas coordinates; (n, 2)."""
     turn = np.radians(nuisance.tilts[index])
     c, s = np.cos(turn) * height * ZOOM, np.sin(turn) * height * ZOOM

@@ -39,9 +39,7 @@ print(seen.hexdigest())
 def test_two_processes_agree_on_every_pixel_and_word():
     # Different hash seeds: anything that leans on the order of a set would differ.
     prints = {
-        subprocess.check_output(
-            [sys.executable, "-c", FINGERPRINT], env=os.environ | {"PYTHONHASHSEED": salt}
-        )
+        subprocess.check_output([sys.executable, "-c", FINGERPRINT], env=os.environ | {"PYTHONHASHSEED": salt})
         for salt in ("1", "2")
     }
     assert len(prints) == 1
@@ -159,9 +157,7 @@ def test_a_pattern_keeps_its_contrast_on_the_smallest_things(pattern, count):
             height = HEIGHTS[count]["small"] * nuisance.scale
             x, y = centres(count, height, nuisance)[0]
             reach = int(height * 0.22)
-            inside = draw_picture(spec, seed)[
-                int(y) : int(y) + reach, int(x) - reach : int(x) + reach
-            ]
+            inside = draw_picture(spec, seed)[int(y) : int(y) + reach, int(x) - reach : int(x) + reach]
             plain = draw_picture(replace(spec, pattern="plain"), seed)
             without = plain[int(y) : int(y) + reach, int(x) - reach : int(x) + reach]
             ranges = [np.ptp(np.percentile(box.sum(axis=2), [8, 92])) for box in (inside, without)]

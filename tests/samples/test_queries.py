@@ -102,9 +102,7 @@ def test_relevant_photos_agree_with_all_that_the_sketch_shows():
     assert all(sketch.kind == "sketch" and is_held_out(sketch.spec) for sketch in sketches)
     for sketch, answers in zip(sketches, relevant, strict=True):
         agreeing = [
-            i
-            for i, photo in enumerate(gallery)
-            if differences(photo.spec, sketch.spec).isdisjoint(SHOWN_BY_SKETCH)
+            i for i, photo in enumerate(gallery) if differences(photo.spec, sketch.spec).isdisjoint(SHOWN_BY_SKETCH)
         ]
         assert list(answers) == agreeing and agreeing
         assert all(gallery[i].seed != sketch.seed for i in answers)
@@ -147,7 +145,6 @@ def test_processes_write_the_same_gallery(tmp_path, monkeypatch):
     monkeypatch.setattr(queries_module, "MANY_PICTURES", 10)
     write_gallery(tmp_path / "together", gallery, processes=2)
     alone, together = (
-        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
-        for name in ("alone", "together")
+        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("alone", "together")
     )
     assert len(alone) == 31 and alone == together
