@@ -1,44 +1,31 @@
-"""The gallery: pictures' vectors and payload in a directory on disk.
+"""The gallery: pictures' vectors and payload, searched by cosine and filtered by payload.
 
-Owns the directory's layout (gallery.json, gallery.lock, shard/), who may open it, payload types and
-filters. The only file that imports qdrant_edge. Knows no pictures and no models: vectors come in ready."""
+The only file that imports qdrant_edge; works around what that engine does not check or cannot say.
+The directory's own files are directory.py's, payload types payload.py's. Knows no pictures and no
+models: vectors come in ready."""
 
-import json
-import math
-import os
-import re
 import secrets
 import shutil
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, final
 from uuid import UUID
 
 import numpy as np
 import qdrant_edge as engine
 from numpy.typing import NDArray
-from pocketlens_wire.errors import BadQuery, GalleryError
+from pocketlens_wire.errors import GalleryError
 
-if sys.platform != "win32":
-    import fcntl
+from pocketlens_cloud import directory
+from pocketlens_cloud.directory import SHARD, Description, Lock
+from pocketlens_cloud.payload import Kind, Payload, Scalar, check_filter, learn
 
-FORMAT = 1
-DESCRIPTION, LOCK, SHARD = "gallery.json", "gallery.lock", "shard"
-UNFINISHED = f"{DESCRIPTION}.new"
-
-# Recall@10 on 1M x 512 vectors: 0.75 at the engine's default ef, 0.91 at 256 for 2 ms more (field.md C.8).
+# Recall@10 on 1M x 512 vectors: 0.75 at the engine's default ef, 0.91 at 256 for 2 ms more.
 # Below the engine's indexing threshold (about 20 MB a vector) every search is exact anyway.
 SEARCH_EF = 256
 SCROLL = 1000  # points fetched at once when walking the whole gallery
-MAX_PAYLOAD_BYTES = 2048  # of one picture as JSON: a reply of MAX_TOP hits stays under gRPC's 4 MiB
-KEY = re.compile(r"[^\W\d][\w-]{0,63}")  # what a payload key may be; no dots or quotes, which the engine reads as paths
-
-Scalar = str | int | float | bool
-Payload = Mapping[str, Scalar]
-Kind = Literal["text", "integer", "number", "flag"]
 
 _INDEX_OF = {
     "text": engine.PayloadSchemaType.Keyword,
@@ -68,24 +55,11 @@ class Scored:
     payload: dict[str, Scalar]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Description:
-    """gallery.json, the gallery's own account of itself."""
-
-    format: int = FORMAT
-    gallery_space: str  # where the vectors lie
-    dim: int
-    vectors: list[str]
-    payload: dict[str, Kind]  # payload key -> type of its values
-    generation: str  # changes with every opening that writes
-    settled: bool  # False from the first write until `settle`
-
-
 @final
 class Gallery:
     """An open gallery. One process at a time; searches may come from several threads."""
 
-    def __init__(self, path: Path, lock: "_Lock", description: Description, shard: engine.EdgeShard) -> None:
+    def __init__(self, path: Path, lock: Lock, description: Description, shard: engine.EdgeShard) -> None:
         """Use `create` or `open`."""
         self.path = path
         self._lock = lock
@@ -99,13 +73,12 @@ class Gallery:
 
         Raises GalleryError if one is there already, the directory holds other things, cannot be
         written, or is held by another process."""
-        _make_directory(path)
-        lock = _Lock.take(path)
+        directory.make(path)
+        lock = Lock.take(path)
         try:
             if cls.exists(path):
                 raise GalleryError(f"{path} already holds a gallery: open it, or choose another directory")
-            ours = {LOCK, SHARD, UNFINISHED}  # may be left by a creation that was killed
-            if foreign := sorted(set(os.listdir(path)) - ours):
+            if foreign := directory.foreign_files(path):
                 raise GalleryError(f"{path} is not empty (it holds {foreign[0]}): choose a new or empty directory")
             shutil.rmtree(path / SHARD, ignore_errors=True)
             description = Description(
@@ -121,7 +94,7 @@ class Gallery:
                 shard = engine.EdgeShard.create(
                     str(path / SHARD), engine.EdgeConfig(vectors=dict.fromkeys(vectors, cosine))
                 )
-            _write_description(path, description)  # last: a gallery without it was never finished
+            directory.write(path, description)  # last: a gallery without it was never finished
             return cls(path, lock, description, shard)
         except BaseException:
             lock.release()
@@ -132,9 +105,9 @@ class Gallery:
         """Open the gallery in `path`. Raises GalleryError if there is none, it is damaged, or it is held."""
         if not cls.exists(path):
             raise GalleryError(f"no gallery in {path}: make one with `pocketlens-cloud index DIR --gallery {path}`")
-        lock = _Lock.take(path)
+        lock = Lock.take(path)
         try:
-            description = _read_description(path)
+            description = directory.read(path)
             with _engine(f"{path}: the gallery cannot be opened; it may be damaged: index again into a new directory"):
                 shard = engine.EdgeShard.load(str(path / SHARD))
             return cls(path, lock, description, shard)
@@ -145,10 +118,7 @@ class Gallery:
     @staticmethod
     def exists(path: Path) -> bool:
         """Whether `path` holds a finished gallery. Raises GalleryError if it may not be looked at."""
-        try:
-            return (path / DESCRIPTION).is_file()
-        except PermissionError as error:
-            raise _unwritable(path, error) from error
+        return directory.holds_gallery(path)
 
     @property
     def gallery_space(self) -> str:
@@ -247,7 +217,7 @@ class Gallery:
 
     def check_filter(self, where: Payload) -> None:
         """Raise BadQuery if `where` names an unknown key or gives a value of the wrong type."""
-        _filter(where, self._description.payload)
+        check_filter(where, self._description.payload)
 
     def search(
         self,
@@ -325,7 +295,7 @@ class Gallery:
                 self._shard.update(engine.UpdateOperation.create_field_index(key, _INDEX_OF[kind]))
 
     def _describe(self, description: Description) -> None:
-        _write_description(self.path, description)
+        directory.write(self.path, description)
         self._description = description
 
     def _in(self, payload: Payload) -> dict[str, Scalar]:
@@ -336,67 +306,18 @@ class Gallery:
         return {key: given[self._description.payload[key]](value) for key, value in (payload or {}).items()}
 
 
-def kind_of(value: object) -> Kind | None:
-    """Payload type of a Python value; None if it cannot be payload (lists, null, NaN, huge integers)."""
-    match value:
-        case bool():
-            return "flag"
-        case int():
-            return "integer" if -(2**63) <= value < 2**63 else None
-        case float():
-            return "number" if math.isfinite(value) else None
-        case str():
-            return "text"
-    return None
-
-
-def learn(kinds: Mapping[str, Kind], payload: Mapping[str, object]) -> dict[str, Kind]:
-    """`kinds` extended by the keys of `payload`; an integer key that meets a number becomes a number key.
-
-    Raises GalleryError for a bad key, a value that cannot be payload, a type that contradicts `kinds`,
-    or a payload above MAX_PAYLOAD_BYTES."""
-    learned = dict(kinds)
-    for key, value in payload.items():
-        if not KEY.fullmatch(key):
-            raise GalleryError(
-                f"payload key {clip(key)}: use at most 64 letters, digits, `_` and `-`, beginning with a letter or `_`"
-            )
-        came = kind_of(value)
-        if came is None:
-            raise GalleryError(
-                f"payload key `{key}`: values are text, 64-bit integers, finite numbers, true or false; "
-                f"{clip(repr(value))} came"
-            )
-        known = learned.setdefault(key, came)
-        if {known, came} == {"integer", "number"}:
-            learned[key] = "number"
-        elif known != came:
-            raise GalleryError(f"payload key `{key}` holds {known} elsewhere; {came} {clip(repr(value))} came")
-    if len(json.dumps(dict(payload), ensure_ascii=False).encode()) > MAX_PAYLOAD_BYTES:
-        raise GalleryError(f"one picture's payload may have {MAX_PAYLOAD_BYTES} bytes as JSON; this one has more")
-    return learned
-
-
-def clip(text: str, limit: int = 60) -> str:
-    """Foreign text in backticks, shortened so that a message stays a sentence."""
-    return f"`{text if len(text) <= limit else text[: limit - 3] + '...'}`"
-
-
 def _filter(where: Payload, kinds: Mapping[str, Kind]) -> engine.Filter | None:
-    return engine.Filter(must=[_condition(key, value, kinds) for key, value in where.items()]) if where else None
+    """The engine's filter for `where`; None for an empty one. Raises BadQuery."""
+    check_filter(where, kinds)
+    if not where:
+        return None
+    return engine.Filter(must=[_condition(key, _stored(value, kinds[key])) for key, value in where.items()])
 
 
-def _condition(key: str, value: Scalar, kinds: Mapping[str, Kind]) -> engine.FieldCondition:
-    if key not in kinds:
-        known = ", ".join(f"`{known}`" for known in sorted(kinds)) or "none"
-        raise BadQuery(f"filter key {clip(key)} is unknown; this gallery knows {known}")
-    kind, came = kinds[key], kind_of(value)
-    if came != kind and (kind, came) != ("number", "integer"):
-        raise BadQuery(f"filter key `{key}` holds {kind}; {came or 'something else'} {clip(repr(value))} came")
-    wanted = _stored(value, kind)
-    if isinstance(wanted, float):  # the engine matches floats by range only
-        return engine.FieldCondition(key, range=engine.RangeFloat(gte=wanted, lte=wanted))
-    return engine.FieldCondition(key, match=engine.MatchValue(wanted))
+def _condition(key: str, value: Scalar) -> engine.FieldCondition:
+    if isinstance(value, float):  # the engine matches floats by range only
+        return engine.FieldCondition(key, range=engine.RangeFloat(gte=value, lte=value))
+    return engine.FieldCondition(key, match=engine.MatchValue(value))
 
 
 def _stored(value: Scalar, kind: Kind) -> Scalar:
@@ -421,78 +342,3 @@ def _engine(what: str) -> Iterator[None]:
         yield
     except Exception as error:
         raise GalleryError(f"{what}: {error}") from error
-
-
-@final
-class _Lock:
-    """gallery.lock, held by the operating system for one process, with that process's id inside.
-
-    The engine refuses a second opener too, but only with "Can't init WAL: Kind(WouldBlock)". On Windows
-    that refusal is all there is."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self.held = True
-
-    @classmethod
-    def take(cls, path: Path) -> "_Lock":
-        try:
-            descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise _unwritable(path, error) from error
-        if sys.platform != "win32":
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                holder = os.read(descriptor, 32).decode(errors="replace").strip()
-                os.close(descriptor)
-                raise GalleryError(
-                    f"{path} is open in another process{f' (pid {holder})' if holder else ''}: "
-                    "one process at a time may hold a gallery. Stop that one, or work on another directory"
-                ) from error
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, str(os.getpid()).encode())
-        return cls(descriptor)
-
-    def release(self) -> None:
-        if self.held:
-            self.held = False
-            os.ftruncate(self._descriptor, 0)
-            os.close(self._descriptor)  # the lock goes with it
-
-
-def _make_directory(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _unwritable(path, error) from error
-
-
-def _unwritable(path: Path, error: OSError) -> GalleryError:
-    return GalleryError(f"cannot write to {path}: {error.strerror}. Choose a directory you may write to")
-
-
-def _write_description(path: Path, description: Description) -> None:
-    """Whole or not at all: written beside, brought to disk, moved over."""
-    beside = path / UNFINISHED
-    try:
-        with beside.open("w", encoding="utf-8") as file:
-            json.dump(asdict(description), file, indent=2, ensure_ascii=False)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path / DESCRIPTION)
-    except OSError as error:
-        raise _unwritable(path, error) from error
-
-
-def _read_description(path: Path) -> Description:
-    file = path / DESCRIPTION
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-        if isinstance(raw, dict) and isinstance(raw.get("format"), int) and raw["format"] > FORMAT:
-            raise GalleryError(
-                f"{file}: format {raw['format']} is newer than this program's {FORMAT}: update Pocketlens"
-            )
-        return Description(**raw)
-    except (OSError, ValueError, TypeError) as error:
-        raise GalleryError(f"{file} is damaged ({error}): index again into a new directory") from error

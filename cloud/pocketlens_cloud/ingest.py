@@ -21,7 +21,8 @@ from pocketlens_wire.manifest import CloudManifest
 from pocketlens_wire.pictures import MAX_FILE_BYTES, PictureSpec, fit, open_picture
 
 from pocketlens_cloud.bundle import open_cloud_half
-from pocketlens_cloud.gallery import Gallery, Kind, Payload, Point, clip, learn
+from pocketlens_cloud.gallery import Gallery, Point
+from pocketlens_cloud.payload import Kind, Payload, Scalar, clip, learn
 from pocketlens_cloud.towers import ImageTower
 
 SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"])
@@ -30,7 +31,7 @@ JOURNAL_FILE = "journal.jsonl"
 FILE_KEY = "file"  # payload key every indexed picture has: its path relative to the indexed folder
 
 Progress = Callable[[int, int], None]  # files dealt with, files in all
-Labels = dict[str, str | int | float | bool]
+Labels = dict[str, Scalar]
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
@@ -77,6 +78,8 @@ def index(
     Unreadable pictures do not stop it, they are in the report.
     Raises GalleryError, BadBundle, SpaceMismatch."""
     files = list_pictures(folder)
+    if not files and not Gallery.exists(gallery):
+        raise GalleryError(f"{folder} holds no pictures (files ending in {', '.join(sorted(SUFFIXES))})")
     half, manifest = open_cloud_half(bundle)
     with _open_or_create(gallery, manifest) as held, Journal(gallery / JOURNAL_FILE) as journal:
         notes = read_payload(payload or default_payload(folder), held.payload_kinds)
@@ -227,13 +230,8 @@ class _Run:
         rehash: bool,
     ) -> None:
         self.report = IngestReport()
-        self._folder, self._gallery, self._journal, self._notes, self._spec = (
-            folder,
-            gallery,
-            journal,
-            notes,
-            spec,
-        )
+        self._folder, self._notes, self._spec = folder, notes, spec
+        self._gallery, self._journal = gallery, journal
         self._stored = dict(gallery.payloads())  # id -> payload, as found at the start
         self._remembered = {} if rehash else dict(journal.entries)
         self._owner: dict[str, str] = {}  # id -> first file that holds it
@@ -269,11 +267,10 @@ class _Run:
 
     def is_new(self, seen: _Seen) -> bool:
         """True if `seen` is a picture the gallery lacks; all else is dealt with here."""
-        if seen.trouble:
+        if seen.trouble or seen.entry is None:
             self.report.unreadable.append((_printable(seen.file), seen.trouble.removeprefix(f"{seen.file}: ")))
             if seen.entry is None:
                 self._untouched.add(seen.file)
-        if seen.trouble or seen.entry is None:
             return False
         first = self._owner.setdefault(seen.entry.id, seen.file)
         if first != seen.file:

@@ -1,7 +1,7 @@
 """The gRPC server: limits of the transport, one error boundary, a graceful end.
 
-Owns the event loop and the threads models run in; what a request means is service.py's. Facts behind the
-settings: grpcio 1.85 as probed in field.md C.2."""
+Owns the event loop and the threads models run in; what a request means is service.py's. The settings were
+chosen by probing grpcio 1.85, whose behaviour differs from older ones."""
 
 import asyncio
 import ipaddress

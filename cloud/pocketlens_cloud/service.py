@@ -17,7 +17,8 @@ from pocketlens_wire.errors import BadQuery, GalleryError, SpaceMismatch, TooLat
 from pocketlens_wire.v1 import retrieval_pb2 as pb
 
 from pocketlens_cloud.compose import VECTOR_OF, Composer, Mode, clean
-from pocketlens_cloud.gallery import Gallery, Scalar, Scored, clip
+from pocketlens_cloud.gallery import Gallery, Scored
+from pocketlens_cloud.payload import Scalar, clip
 
 log = logging.getLogger(__name__)
 

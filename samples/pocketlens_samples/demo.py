@@ -333,7 +333,9 @@ def _run(console: Console, folder: Folder, *, pictures: int, seed: int, keep: bo
     console.print(Text(counted(outcomes, asked), style="bold"))
     console.print(Text(honesty(), style="dim"))
     _step(console, 5, "Look at the answers, ground truth marked")
-    for path in write_sheets(outcomes, folder.path, folder.pictures, f"bundle {edge.name}"):
+    for path in write_sheets(
+        outcomes, folder.path, folder.pictures, f"bundle {edge.name}, {pictures:,} drawn pictures"
+    ):
         _say(console, near(path))
     _step(
         console,

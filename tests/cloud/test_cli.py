@@ -137,6 +137,7 @@ def test_unreadable_pictures_make_the_exit_code_one_unless_allowed(invoke, tmp_p
     ("args", "said"),
     [
         (("index", "nowhere", "--gallery", "g"), "nowhere is not a folder"),
+        (("index", "empty", "--gallery", "g"), "empty holds no pictures"),
         (("index", ".", "--gallery", "g", "--bundle", "nowhere"), "nowhere"),
         (("index", ".", "--gallery", "g", "--payload", "nowhere.jsonl"), "nowhere.jsonl cannot be read"),
         (("serve", "--gallery", "nowhere"), "no gallery in nowhere"),
@@ -144,8 +145,10 @@ def test_unreadable_pictures_make_the_exit_code_one_unless_allowed(invoke, tmp_p
         (("doctor", "--bundle", "nowhere"), "nowhere"),
     ],
 )
-def test_what_cannot_be_done_is_said_in_one_line(invoke, tmp_path, monkeypatch, args, said):
+def test_what_cannot_be_done_is_said_in_one_line(invoke, tmp_path, draw_picture, monkeypatch, args, said):
     monkeypatch.chdir(tmp_path)
+    draw_picture(tmp_path / "one.png", 1)
+    (tmp_path / "empty").mkdir()
     refused = invoke(*args)
     assert refused.exit_code == (1 if args[0] == "doctor" else 2)
     assert said in refused.output

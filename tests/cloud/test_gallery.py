@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pocketlens_cloud.gallery import MAX_PAYLOAD_BYTES, Gallery, Point, learn
+from pocketlens_cloud.gallery import Gallery, Point
+from pocketlens_cloud.payload import MAX_PAYLOAD_BYTES, learn
 from pocketlens_wire.errors import BadQuery, GalleryError
 
 DIM = 16
@@ -163,6 +164,14 @@ def test_an_integer_key_that_meets_a_number_becomes_a_number_key(filled):
     assert {hit.id for hit in hits} == {name(i) for i in range(300) if i % 7 == 3}
     assert type(hits[0].payload["n"]) is float
     assert [hit.id for hit in gallery.search(original[0], "original", 9, {"n": 2.5})] == [name(5)]
+
+
+def test_keys_of_every_allowed_shape_can_be_filtered(filled):
+    gallery, original, union = filled
+    keys = {"in-stock": 1, "größe": "m", "_": True, "ключ": 0.5, "K" * 64: -3}
+    gallery.upsert([Point(name(3), {"original": original[3], "union": union[3]}, keys)])
+    for key, value in keys.items():
+        assert [hit.id for hit in gallery.search(original[0], "original", 9, {key: value})] == [name(3)]
 
 
 @pytest.mark.parametrize(

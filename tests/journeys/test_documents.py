@@ -1,0 +1,144 @@
+"""The pages are true where a machine can tell: links, commands, options, tables that repeat the code."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shlex
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from pocketlens_samples.catalogue import ATTRIBUTES
+from pocketlens_samples.language import vocabulary
+from pocketlens_wire import limits
+from pocketlens_wire.errors import STATUS_OF
+from pocketlens_wire.tokens import Encoding, pack
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("*/README.md"))]
+ROOMS = ("protos", "edge", "cloud", "training", "export", "samples", "benchmarks")
+
+
+def _name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_every_relative_link_leads_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if re.match(r"https?:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        there = (page.parent / path).resolve() if path else page
+        assert there.exists(), f"{_name(page)} links to {target}"
+        if anchor:
+            assert anchor in _anchors(there), f"{_name(page)} links to {target}"
+
+
+def _anchors(page: Path) -> set[str]:
+    """Anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_readme_names_the_two_commands_and_the_makefile_has_them():
+    readme, makefile = (ROOT / "README.md").read_text(), (ROOT / "Makefile").read_text()
+    for command in ("demo", "test"):
+        assert re.search(rf"^make {command}\b", readme, re.MULTILINE)
+        assert re.search(rf"^{command}:", makefile, re.MULTILINE)
+    assert "KEEP=1" in readme
+    assert "$(KEEP)" in makefile
+
+
+def test_the_readme_maps_every_room_and_each_has_its_screen():
+    readme = (ROOT / "README.md").read_text()
+    for room in ROOMS:
+        assert f"[`{room}/`]({room})" in readme
+        assert len((ROOT / room / "README.md").read_text().splitlines()) <= 60, f"{room}/README.md is over a screen"
+
+
+def test_pictures_of_the_readme_are_small():
+    assert (ROOT / "docs/img/contact-sheet.png").stat().st_size < 600_000
+    assert (ROOT / "docs/img/query.svg").stat().st_size < 100_000
+
+
+# --- commands
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_every_command_on_a_page_exists_with_its_options(page):
+    for line in _command_lines(page.read_text()):
+        name, *words = shlex.split(re.split(r"\s{2,}|\s#", line)[0])
+        group = _click_command(Path(name).name)
+        if not words:
+            continue
+        command = group.commands.get(words[0]) if hasattr(group, "commands") else group
+        assert command is not None, f"{_name(page)}: {line}"
+        known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
+        for word in words:
+            if re.match(r"--?[a-z]", word):
+                assert word.partition("=")[0] in known, f"{_name(page)}: {word} in {line}"
+
+
+def _command_lines(text: str) -> Iterator[str]:
+    """Lines of fenced blocks and inline code that call one of our commands."""
+    for block in re.findall(r"^```[a-z]*\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        yield from (line for line in block.splitlines() if re.match(r"(\.venv\S*/bin/)?pocketlens-[a-z]+ ", line))
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    yield from re.findall(r"`((?:\.venv\S*/bin/)?pocketlens-[a-z]+ [^`]*)`", prose)
+
+
+def _click_command(name: str):
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        module, _, _ = tomllib.load(file)["project"]["scripts"][name].partition(":")
+    values = vars(importlib.import_module(module)).values()
+    return typer.main.get_command(next(value for value in values if isinstance(value, typer.Typer)))
+
+
+# --- tables and figures that repeat the code
+
+
+def _table(page: str, first: str) -> list[list[str]]:
+    """Rows of the table of docs/`page` whose first heading is `first`, without backticks."""
+    lines = (ROOT / "docs" / page).read_text().splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith(f"| {first} |"))
+    rows = []
+    for line in lines[start + 2 :]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip().replace("`", "") for cell in line.strip("|").split("|")])
+    return rows
+
+
+def test_the_status_table_is_the_codes():
+    written = {row[0]: row[1] for row in _table("wire.md", "error")}
+    assert written == {error.__name__: status.name for error, status in STATUS_OF.items()}
+
+
+def test_the_token_tables_are_the_codecs():
+    text = (ROOT / "docs/wire.md").read_text()
+    for encoding in Encoding:
+        four = pack(np.ones((4, 192), np.float32), encoding)
+        assert re.search(rf"\| `{encoding}` \|.*\| {len(four.data)} \+ {len(four.scales)} bytes \|", text)
+        one = pack(np.array([[1, -1, 0]], np.float32), encoding)
+        scales = f"`{one.scales.hex(' ')}` " if one.scales else ""
+        assert f"| `{encoding}` | `{one.data.hex(' ')}` | {scales}|" in text
+
+
+def test_the_limits_are_the_codes():
+    said = {row[0]: row[1] for row in _table("query.md", "what")}
+    assert said["words"].startswith(f"{limits.MAX_WORDS_BYTES:,} bytes")
+    assert said["filters"] == str(limits.MAX_CONDITIONS)
+    assert said["hits"] == f"{limits.MAX_TOP:,}"
+    assert said["one request"] == f"{limits.MAX_REQUEST_BYTES // 1024} KiB"
+
+
+def test_the_sample_worlds_figures_are_the_codes():
+    text = (ROOT / "docs/sample-world.md").read_text()
+    assert f"{np.prod([len(values) for values in ATTRIBUTES.values()]):,} specifications" in text
+    assert f"closed: {len(vocabulary())} words" in text
+    assert ", ".join(ATTRIBUTES["category"]) in text
