@@ -44,7 +44,9 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
 
 def autocast(device: torch.device) -> torch.autocast:
     """bfloat16 where the processor has it (most of it is in convolutions), else plain float32."""
-    capable = device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    capable = device.type == "cuda" or (
+        device.type == "cpu" and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
     return torch.autocast(device.type, torch.bfloat16, enabled=bool(capable))
 
 
