@@ -88,9 +88,14 @@ def test_a_picture_and_words_find_pictures(house, tmp_path):
         file = hit["payload"].pop("file")
         assert (house.pictures / file).exists()
         assert hit["payload"] == specs[file], "payload came back otherwise than it went in"
-    assert answer["bytes"]["message"] + answer["bytes"]["envelope_estimate"] < 1200
     _expect_no_torch(asked.stderr)
     _expect_no_torch(house.imported())
+
+
+def test_a_picture_and_eight_words_fit_in_1200_bytes(house, client, encoder):
+    anchor = house.drawn.queries[0].anchor
+    answer = client.search(encoder.encode_pixels(anchor.pixels()[None])[0], "the same but red and without a handle")
+    assert answer.request_bytes + answer.envelope_bytes < 1200
 
 
 def test_the_filter_holds_for_every_hit(house, tmp_path):
