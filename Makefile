@@ -27,7 +27,7 @@ check: .venv/installed ## Style, types and import contracts
 	@echo "Types"
 	@PYRIGHT_PYTHON_IGNORE_WARNINGS=1 .venv/bin/pyright --pythonpath .venv/bin/python
 	@echo "Import contracts"
-	@.venv/bin/lint-imports --no-cache --no-color
+	@.venv/bin/lint-imports --no-cache
 
 proto: .venv/installed ## Write the generated code of the wire schema anew
 	@.venv/bin/python -m grpc_tools.protoc -Iprotos --python_out=protos --pyi_out=protos \

@@ -28,7 +28,6 @@ def conditions(bundle: Path, *, load: float | None, **more: Any) -> dict[str, An
     return {
         **more,
         "bundle": {
-            "path": str(bundle),
             "name": cloud.name,
             "encoder": edge.encoder,
             "token_space": edge.token_space,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import shlex
 import tomllib
@@ -142,3 +143,34 @@ def test_the_sample_worlds_figures_are_the_codes():
     assert f"{np.prod([len(values) for values in ATTRIBUTES.values()]):,} specifications" in text
     assert f"closed: {len(vocabulary())} words" in text
     assert ", ".join(ATTRIBUTES["category"]) in text
+
+
+# --- figures: the README quotes the committed results, and nothing else
+
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def _rows(result: dict, key: str) -> dict[str, dict]:
+    """Rows of one table of an accuracy result, by name."""
+    (table,) = (table for table in result["tables"] if table["key"] == key)
+    return {row["name"]: row for row in table["rows"]}
+
+
+def test_the_readme_quotes_the_committed_results():
+    accuracy = json.loads((RESULTS / "sample-accuracy.json").read_text())
+    block = (ROOT / "README.md").read_text().split("<!-- results -->")[1].split("<!-- /results -->")[0]
+    quoted = re.findall(r"^\| ([a-z][^|]*?) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", block, re.MULTILINE)
+    rows = _rows(accuracy, "composed")
+    assert {name for name, *_ in quoted} == {name for name in rows if "," not in name or name.startswith("sum")}
+    for name, *figures in quoted:
+        measured = [f"{rows[name][metric]['value']:.1f}" for metric in ("R@1", "R@5", "R@10", "mAP@10")]
+        assert figures == measured, name
+
+
+def test_the_committed_results_are_of_the_committed_bundle():
+    report = json.loads((ROOT / "samples/pocketlens_samples/bundle/report.json").read_text())
+    for name in ("sample-accuracy.json", "sample-latency.json"):
+        of = json.loads((RESULTS / name).read_text())["conditions"]["bundle"]
+        assert {key: of[key] for key in ("encoder", "token_space", "gallery_space")} == {
+            key: report[key] for key in ("encoder", "token_space", "gallery_space")
+        }, name
