@@ -127,7 +127,7 @@ def _fail(message: str, exit_code: int) -> NoReturn:
 
 
 def _bundle(named: Path | None) -> Path:
-    from pocketlens_cloud.bundle import default_bundle
+    from pocketlens_wire.bundle import default_bundle
 
     return named or default_bundle()
 

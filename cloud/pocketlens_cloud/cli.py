@@ -87,8 +87,9 @@ def index(
     pocketlens-cloud index shop/ --gallery ./shop-gallery --prune
     """
     with _plain_errors():
+        from pocketlens_wire.bundle import default_bundle
+
         from pocketlens_cloud import ingest
-        from pocketlens_cloud.bundle import default_bundle
 
         if payload is None and (found := ingest.default_payload(folder)):
             err.print(f"payload from {found}", markup=False)
@@ -189,7 +190,8 @@ def doctor(
     pocketlens-cloud doctor --gallery ./gallery
     """
     with _plain_errors():
-        from pocketlens_cloud.bundle import default_bundle
+        from pocketlens_wire.bundle import default_bundle
+
         from pocketlens_cloud.doctor import examine
 
         findings = []
@@ -345,7 +347,8 @@ def _open_gallery(path: Path) -> "Gallery":
 
 
 def _load_composer(bundle: Path | None, threads: int | None) -> "Composer":
-    from pocketlens_cloud.bundle import default_bundle
+    from pocketlens_wire.bundle import default_bundle
+
     from pocketlens_cloud.compose import Composer
 
     return Composer.load(bundle or default_bundle(), threads=threads)

@@ -117,11 +117,11 @@ def search(
     _check_writable(sheet, "--sheet", _SHEET_TYPES)
     _check_writable(page, "--html", (".html", ".htm"))
 
+    from pocketlens_wire.bundle import default_bundle
     from pocketlens_wire.errors import BadQuery
     from pocketlens_wire.manifest import read_edge
     from pocketlens_wire.tokens import Encoding
 
-    from pocketlens_edge.bundle import default_bundle
     from pocketlens_edge.client import Client
     from pocketlens_edge.questions import Mode, parse_filter
 
@@ -175,9 +175,9 @@ def encode(
     Example: pocketlens-edge encode mug.jpg -o mug.npz"""
     _check_writable(out, "--out", (".npz",))
     import numpy as np
+    from pocketlens_wire.bundle import default_bundle
     from pocketlens_wire.tokens import Encoding, pack
 
-    from pocketlens_edge.bundle import default_bundle
     from pocketlens_edge.encoder import Encoder
 
     encoder = Encoder.load(bundle or default_bundle(), threads=threads, providers=[provider] if provider else None)
@@ -226,7 +226,8 @@ def doctor(
     the server speaks the same token space. Exit code 0 if all is well, 1 if not.
 
     Example: pocketlens-edge doctor --server 127.0.0.1:50551"""
-    from pocketlens_edge.bundle import default_bundle
+    from pocketlens_wire.bundle import default_bundle
+
     from pocketlens_edge.doctor import examine
 
     checks = examine(

@@ -24,7 +24,7 @@ from typing import Annotated, NoReturn
 
 import typer
 from PIL import Image
-from pocketlens_edge.bundle import default_bundle
+from pocketlens_wire.bundle import default_bundle
 from pocketlens_wire.errors import BadBundle, BadQuery, PocketlensError, ServerFault, TooLate
 from pocketlens_wire.manifest import read_cloud, read_edge
 from rich.console import Console

@@ -11,7 +11,6 @@ import numpy as np
 import onnx
 import pytest
 from PIL import Image
-from pocketlens_edge.bundle import default_bundle
 from pocketlens_edge.doctor import replay
 from pocketlens_edge.encoder import Encoder
 from pocketlens_edge.runtime import CPU, Graph, full_provider_name
@@ -147,18 +146,6 @@ def test_a_graph_that_gives_another_shape_than_its_manifest_is_refused(tmp_path,
     toy.write_edge(tmp_path / "edge", graph=graph)
     with pytest.raises(BadBundle, match=r"shape \(6, 8, 96\); its manifest says \(6, 4, 192\)"):
         Encoder.load(tmp_path).encode_pixels(toy.golden_pixels())
-
-
-def test_the_default_bundle_is_the_named_one(monkeypatch, tmp_path):
-    monkeypatch.setenv("POCKETLENS_BUNDLE", str(tmp_path))
-    assert default_bundle() == tmp_path
-
-
-def test_without_any_bundle_the_error_names_the_option(monkeypatch):
-    monkeypatch.delenv("POCKETLENS_BUNDLE", raising=False)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(BadBundle, match="--bundle"):
-        default_bundle()
 
 
 def test_the_device_stays_light_and_help_stays_quick():

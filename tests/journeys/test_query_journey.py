@@ -21,10 +21,10 @@ import grpc
 import numpy as np
 import pytest
 from PIL import Image
-from pocketlens_edge.bundle import default_bundle
 from pocketlens_edge.client import Client
 from pocketlens_edge.encoder import Encoder
 from pocketlens_samples.queries import ComposedSet, composed_set, write_gallery
+from pocketlens_wire.bundle import default_bundle
 from pocketlens_wire.limits import MAX_REQUEST_BYTES
 from pocketlens_wire.tokens import Encoding, pack
 from pocketlens_wire.v1 import retrieval_pb2 as pb
