@@ -18,6 +18,7 @@ from pocketlens_wire.errors import BadQuery, ServerFault
 from pocketlens_wire.manifest import CloudManifest, Prompts
 
 from pocketlens_cloud.bundle import open_cloud_half
+from pocketlens_cloud.payload import clip
 from pocketlens_cloud.runtime import Graph
 from pocketlens_cloud.tokenizer import Tokenizer
 from pocketlens_cloud.towers import Row, TextTower
@@ -148,7 +149,7 @@ class Composer:
             )
         if unknown := self._tokenizer.unknown(used):
             more = len(unknown) - MAX_UNKNOWN_NAMED
-            named = ", ".join(f"`{word}`" for word in unknown[:MAX_UNKNOWN_NAMED])
+            named = ", ".join(clip(word) for word in unknown[:MAX_UNKNOWN_NAMED])
             notes.append(f"The text tower does not know: {named}{f' and {more} more' if more > 0 else ''}.")
         return used, notes, used != cleaned
 

@@ -73,5 +73,6 @@ def check_filter(where: Payload, kinds: Mapping[str, Kind]) -> None:
 
 
 def clip(text: str, limit: int = 60) -> str:
-    """Foreign text in backticks, shortened so that a message stays a sentence."""
-    return f"`{text if len(text) <= limit else text[: limit - 3] + '...'}`"
+    """Foreign text in backticks, shortened so that a message stays a sentence, control codes shown as `?`."""
+    shown = "".join(char if char.isprintable() else "?" for char in text[:limit])
+    return f"`{shown if len(text) <= limit else shown[: limit - 3] + '...'}`"

@@ -118,6 +118,8 @@ def test_unknown_words_are_named_once_each_and_not_all_of_them(composer):
     assert note == "The text tower does not know: `zebra`, `quokka`."
     (note,) = composer.compose(None, " ".join(f"w{i}" for i in range(9)), "zero-shot").notes
     assert note.endswith("`w4` and 4 more.")
+    (note,) = composer.compose(None, "z" * 4000, "zero-shot").notes
+    assert len(note) < 120
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,7 @@ BAD = {
     "words too many bytes": ({"words": "é" * 2049}, INVALID, "4096 bytes of UTF-8; 4098 came"),
     "unknown key": ({"filter": [condition("size", text="m")]}, INVALID, "this gallery knows `colour`, `count`"),
     "endless key": ({"filter": [condition("k" * 9000, text="m")]}, INVALID, "kkk..."),
+    "key with control codes": ({"filter": [condition("a\x1b[31m\n", text="m")]}, INVALID, "`a?[31m?` is unknown"),
     "empty key": ({"filter": [condition("", text="m")]}, INVALID, "is unknown"),
     "wrong type": ({"filter": [condition("count", text="3")]}, INVALID, "holds integer; text `'3'` came"),
     "flag for integer": ({"filter": [condition("count", flag=True)]}, INVALID, "holds integer; flag"),
