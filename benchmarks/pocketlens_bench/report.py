@@ -113,7 +113,7 @@ def latency_notes(result: Json) -> Iterator[str]:
         yield "Other work ran on this machine at the start: trust the ratio and the bytes, not the times."
     yield (
         f"First query of a new connection to a new server: {first['cold_ms']:.1f} ms round trip; "
-        f"later ones {first['warm_ms']:.1f} ms."
+        f"later ones {first['warm_ms']:.1f} ms. {result['conditions']['sizes']['gallery']:,} pictures in the gallery."
     )
 
 

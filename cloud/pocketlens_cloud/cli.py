@@ -281,6 +281,9 @@ def _print_report(report: "IngestReport", gallery: Path) -> None:
     if not report.pruned:
         _list("no longer in the folder (remove them with --prune)", report.gone)
     _list("named in the payload but not in the folder", report.unused_payload)
+    _list(
+        "payload not used, the same picture has another", [f"{file} = {first}" for file, first in report.lost_payload]
+    )
     out.print(
         f"gallery {gallery}: {report.size} pictures, generation {report.generation}",
         markup=False,

@@ -49,6 +49,7 @@ class IngestReport:
     gone: list[str] = field(default_factory=list)  # files in the gallery that are no longer in the folder
     pruned: int = 0  # pictures removed because their file is gone
     unused_payload: list[str] = field(default_factory=list)  # files the payload names that are not in the folder
+    lost_payload: list[tuple[str, str]] = field(default_factory=list)  # (file, first file): first's payload was kept
     size: int = 0  # pictures in the gallery at the end
     generation: str = ""
 
@@ -275,6 +276,8 @@ class _Run:
         first = self._owner.setdefault(seen.entry.id, seen.file)
         if first != seen.file:
             self.report.duplicates.append((seen.file, first))
+            if self._notes.get(seen.file, {}) != self._notes.get(first, {}):
+                self.report.lost_payload.append((seen.file, first))
             return False
         if seen.entry.id not in self._stored:
             return True

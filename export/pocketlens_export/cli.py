@@ -37,6 +37,14 @@ def bundle(
     and the exit code is 1."""
     from pocketlens_wire.errors import PocketlensError
 
+    try:
+        import onnx  # noqa: F401
+        import torch  # noqa: F401
+    except ModuleNotFoundError as missing:
+        typer.echo(
+            f"pocketlens-export: {missing.name} is not installed here: pip install 'pocketlens[export]'", err=True
+        )
+        raise typer.Exit(1) from missing
     from pocketlens_export.bundle import export_bundle
     from pocketlens_export.parity import NotEqual
 

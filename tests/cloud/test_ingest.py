@@ -175,6 +175,17 @@ def test_a_name_that_is_not_utf8_is_listed_as_unreadable(toy, folder, tmp_path):
     assert report.unreadable == [("?.png", "its name is not UTF-8: rename it")]
 
 
+def test_payload_of_a_second_name_is_reported_when_it_is_not_used(toy, folder, tmp_path):
+    shutil.copy(folder / "1.png", folder / "copy.png")
+    shutil.copy(folder / "2.png", folder / "same.png")
+    lines = [("1.png", 1), ("copy.png", 2), ("2.png", 3), ("same.png", 3)]
+    text = "\n".join(json.dumps({"file": file, "payload": {"n": n}}) for file, n in lines)
+    (folder / "payload.jsonl").write_text(text)
+    report = index(folder, tmp_path / "g", toy.bundle)
+    assert report.merged == 2
+    assert report.lost_payload == [("copy.png", "1.png")]
+
+
 def test_a_changed_payload_is_taken_over_without_the_model(toy, folder, tmp_path, monkeypatch):
     notes = folder / "payload.jsonl"
     notes.write_text('{"file": "1.png", "payload": {"n": 1}}\n\n{"file": "ghost.png", "payload": {}}\n')

@@ -39,7 +39,8 @@ def load_run(folder: Path) -> Trained:
     for lesson in LESSONS:
         if not (folder / f"{lesson}.safetensors").is_file():
             raise FileNotFoundError(
-                f"{folder}: lesson `{lesson}` is not trained yet; finish it with `pocketlens-train sample -o {folder}`"
+                f"{folder}: lesson `{lesson}` is not trained yet; run the `pocketlens-train` command again "
+                "that began it"
             )
     recipe = Recipe.read(folder / "recipe.json")
     vocabulary = load_tokenizer(folder / "tokenizer.json").get_vocab_size()

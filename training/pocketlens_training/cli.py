@@ -40,7 +40,11 @@ def sample(
 
     On to a bundle: pocketlens-export bundle OUT -o DIR
     """
-    import torch
+    try:
+        import torch
+    except ModuleNotFoundError as missing:
+        typer.echo("pocketlens-train: torch is not installed here: pip install 'pocketlens[train]'", err=True)
+        raise typer.Exit(1) from missing
 
     from pocketlens_training.loop import progress_bar
     from pocketlens_training.recipe import TINY, Recipe

@@ -35,7 +35,10 @@ class School:
         folder.mkdir(parents=True, exist_ok=True)
         written = folder / "recipe.json"
         if written.exists() and Recipe.read(written) != recipe:
-            raise ValueError(f"{folder} was begun with another recipe ({written}); choose another folder or delete it")
+            raise ValueError(
+                f"{folder} was begun with another recipe ({written}); give the "
+                "options it was begun with (--tiny, --seed), choose another folder, or delete it"
+            )
         recipe.write(written)
         if not (folder / "tokenizer.json").exists():
             build_tokenizer(vocabulary()).save(str(folder / "tokenizer.json"))
