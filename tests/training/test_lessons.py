@@ -50,7 +50,7 @@ def test_the_teacher_brings_captions_to_their_pictures(tiny_school: School) -> N
 def test_the_student_brings_sentences_to_their_pictures(tiny_school: School) -> None:
     numbers = np.arange(0, 128, 2)
     pixels = tiny_school.photos.take(numbers)
-    trained = tiny_school.text([ALONE] * len(numbers), tiny_school.sentences(pixels))
+    trained = tiny_school.text([ALONE] * len(numbers), tiny_school.sentences(pixels, tiny_school.student))
     torch.manual_seed(0)
     noise = torch.randn(len(numbers), TINY.tokens, TINY.word_width)
     untrained = tiny_school.text([ALONE] * len(numbers), noise)

@@ -20,7 +20,7 @@ from pocketlens_training.loop import autocast, train
 from pocketlens_training.losses import angle_loss, contrast, without
 from pocketlens_training.pictures import shifted
 from pocketlens_training.school import CHUNK, School
-from pocketlens_training.student import TokenLearner
+from pocketlens_training.student import Student, TokenLearner
 from pocketlens_training.text import composed_prompt
 
 ALONE = composed_prompt("", picture=True)  # the prompt of a picture without words, as at inference
@@ -31,17 +31,33 @@ Batch = tuple[Tensor, NDArray[np.int64], int]
 
 def learn_student(school: School) -> None:
     """Leaves the student frozen."""
+    _learn(school, "student", school.student)
+    school.student.requires_grad_(False).eval()
+
+
+def learn_sibling(school: School, tokens: int) -> None:
+    """Another student of the same teacher, that writes `tokens` tokens: same recipe, steps and pictures."""
+    torch.manual_seed(school.recipe.seed)
+    sibling = Student(school.recipe.student_widths, tokens, school.recipe.word_width).to(school.device)
+    _learn(school, sibling_lesson(tokens), sibling)
+
+
+def sibling_lesson(tokens: int) -> str:
+    """The lesson, and so the checkpoint, of the student with `tokens` tokens."""
+    return f"student-k{tokens}"
+
+
+def _learn(school: School, lesson: str, student: Student) -> None:
     sketched = int(school.recipe.batch * school.recipe.sketch_share)
 
     def read(rng: np.random.Generator) -> Batch:
         photos = rng.choice(len(school.photos), school.recipe.batch - sketched, replace=False)
         drawn = rng.choice(len(school.sketches), sketched, replace=False)
         pixels = np.concatenate([school.photos.take(photos), school.sketches.take(drawn)])
-        return school.sentences(shifted(pixels, rng)), np.concatenate([photos, drawn]), len(photos)
+        return school.sentences(shifted(pixels, rng), student), np.concatenate([photos, drawn]), len(photos)
 
-    student = school.student
-    distil(school, "student", student, student.learner, read, school.recipe.student_steps, lambda: finds_itself(school))
-    student.requires_grad_(False).eval()
+    steps = school.recipe.student_steps
+    distil(school, lesson, student, student.learner, read, steps, lambda: finds_itself(school, student))
 
 
 def learn_symmetric(school: School) -> None:
@@ -95,11 +111,12 @@ def distil(
 
 
 @torch.no_grad()
-def finds_itself(school: School) -> dict[str, float]:
+def finds_itself(school: School, student: Student) -> dict[str, float]:
     """Does a photo's sentence find that photo among 4,000? The loss hides a plateau that this figure shows."""
     numbers = np.arange(min(512, len(school.photos)))
     among = F.normalize(school.teacher_vectors()[:4000], dim=1).to(school.device)
-    text = F.normalize(school.text([ALONE] * len(numbers), school.sentences(school.photos.take(numbers))), dim=1)
+    sentences = school.sentences(school.photos.take(numbers), student)
+    text = F.normalize(school.text([ALONE] * len(numbers), sentences), dim=1)
     found = (text @ among.T).argmax(1).cpu() == torch.from_numpy(numbers)
     return {"finds_itself": found.float().mean().item()}
 

@@ -87,10 +87,10 @@ class School:
         with autocast(self.device):
             return self.teacher.image(self.pixels(pixels)).float()
 
-    def sentences(self, pixels: NDArray[np.uint8]) -> Tensor:
-        """The student's sentences (batch, k, width)."""
+    def sentences(self, pixels: NDArray[np.uint8], student: Student) -> Tensor:
+        """The sentences (batch, k, width) of `student`."""
         with autocast(self.device):
-            return self.student(self.pixels(pixels)).float()
+            return student(self.pixels(pixels)).float()
 
     def pairs(self, rng: np.random.Generator, count: int) -> NDArray[np.int64]:
         """Numbers of `count` photos, neighbours side by side."""

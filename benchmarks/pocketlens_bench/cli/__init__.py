@@ -1,0 +1,35 @@
+"""`pocketlens-bench`: one file per command or family of commands.
+
+Owns the one boundary where errors become a line and an exit code."""
+
+import sys
+from typing import NoReturn
+
+import typer
+from pocketlens_wire.errors import PocketlensError
+
+from pocketlens_bench.cli import accuracy, latency
+from pocketlens_bench.cli.root import commands
+
+__all__ = ["accuracy", "app", "latency"]
+
+
+def app(arguments: list[str] | None = None) -> NoReturn:
+    """The command's entry point: runs it and leaves with its exit code.
+
+    0 measured, 1 it went wrong and stderr says why, 2 wrong usage."""
+    try:
+        sys.exit(commands(arguments, prog_name="pocketlens-bench", standalone_mode=False) or 0)
+    except typer.TyperException as error:
+        _fail(error.format_message(), error.exit_code)
+    except PocketlensError as error:
+        _fail(str(error), 1)
+    except OSError as error:
+        _fail(f"{error.filename or 'system'}: {error.strerror or error}", 1)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("stopped", 130)
+
+
+def _fail(message: str, exit_code: int) -> NoReturn:
+    typer.echo(f"pocketlens-bench: {message}", err=True)
+    sys.exit(exit_code)

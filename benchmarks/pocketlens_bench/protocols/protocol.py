@@ -1,0 +1,75 @@
+"""What a protocol is: how a benchmark is loaded, how deep a ranking it needs, how a query is judged, how the queries
+become figures.
+
+One class per protocol, in the file of its benchmark; a protocol that two codes count differently is two protocols
+with two names. Called by runs and by `score`, which know no benchmark by name."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pocketlens_bench.protocols.figures import Figure
+from pocketlens_bench.protocols.ranking import Ranked
+from pocketlens_bench.protocols.task import Task
+
+Values = Mapping[str, NDArray[np.float64]]  # (queries,) by measure, 0 to 1; NaN: the query does not count
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statement:
+    """What a number under this protocol means, for people; printed with every result."""
+
+    gallery: str
+    queries: str  # which, and how their words are put
+    exclusions: str  # what is taken out of a ranking
+    denominators: str  # of each measure, and what becomes of queries without relevant pictures
+    ties: str  # what the official code does, and what we do
+    source: str  # whose code and paper
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How a benchmark is read.
+
+    split: the benchmark's own name for it; "" means the one its papers report on. pictures: also find the picture
+    files. allow_missing: so many files may be absent and are left out by name; one more is an error."""
+
+    split: str = ""
+    pictures: bool = True
+    allow_missing: int = 0
+
+
+class Protocol(ABC):
+    """One way of counting one benchmark."""
+
+    name: ClassVar[str]  # as typed: "cirr", "imagenet-r-freedom"
+    title: ClassVar[str]
+    states: ClassVar[Statement]
+    depth: ClassVar[int | None] = None  # how deep a ranking must go; None: to the gallery's end
+    headline: ClassVar[tuple[str, ...]]  # names of the figures that papers quote, most quoted first
+    submission: ClassVar[int | None] = None  # how deep the test server's file goes; None: there is no such server
+
+    @abstractmethod
+    def load(self, root: Path, reading: Reading) -> list[Task]:
+        """The tasks of the benchmark under `root`. Raises BadSet naming file, entry and what is wrong."""
+
+    @abstractmethod
+    def values(self, block: Ranked) -> Values:
+        """Each query of the block under each measure, 0 to 1."""
+
+    @abstractmethod
+    def figures(self, tasks: Sequence[Task], values: Sequence[Values]) -> list[Figure]:
+        """The figures, headline first, from the values of all queries of each task."""
+
+    def judge(self, tasks: Sequence[Task], blocks: Sequence[Iterable[Ranked]]) -> list[Figure]:
+        """The figures from the rankings of each task, block by block."""
+        return self.figures(tasks, [_joined(self.values(block) for block in some) for some in blocks])
+
+
+def _joined(parts: Iterable[Values]) -> Values:
+    kept = list(parts)
+    return {name: np.concatenate([part[name] for part in kept]) for name in kept[0]}
