@@ -70,7 +70,7 @@ def measure(
     load, started = load_now(), perf_counter()
     threads = threads or os.cpu_count() or 1
     lab = Lab.open(bundle, threads=threads)
-    bench = _Bench(lab, sizes, seed, on_progress)
+    bench = Bench(lab, sizes, seed, on_progress)
     with tempfile.TemporaryDirectory(prefix="pocketlens-bench-") as folder:
         weight = bench.tuned_weight()
         tables = [
@@ -114,7 +114,7 @@ def _left_out(lab: Lab) -> list[str]:
     return said
 
 
-class _Bench:
+class Bench:
     """One run: draws each set, makes its rows, ranks and judges them."""
 
     def __init__(self, lab: Lab, sizes: Sizes, seed: int, on_progress: OnProgress) -> None:

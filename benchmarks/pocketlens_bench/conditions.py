@@ -1,7 +1,7 @@
-"""Under what a number was measured: machine, versions, bundle, time.
+"""Under what a number was measured: command, commit, machine, versions, bundle, time.
 
-Owns the card that every result carries, so that a number found later can be traced. Called by accuracy.py and
-latency.py."""
+Owns the card that every result carries, so that a number found later can be traced. The card names no folder, host or
+user. Called by every measuring module."""
 
 import os
 import platform
@@ -13,6 +13,9 @@ from typing import Any
 from pocketlens_cloud.bundle import open_cloud_half
 from pocketlens_wire.manifest import read_edge
 
+from pocketlens_bench.checkout import commit
+from pocketlens_bench.command_line import typed_command
+
 PACKAGES = ("pocketlens", "numpy", "pillow", "onnxruntime", "grpcio", "qdrant-edge-py", "tokenizers")
 
 
@@ -21,29 +24,40 @@ def load_now() -> float | None:
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
-def conditions(bundle: Path, *, load: float | None, **more: Any) -> dict[str, Any]:
-    """The card: what `more` says, then bundle ids, machine and versions; all JSON."""
-    edge = read_edge(bundle)
-    _, cloud = open_cloud_half(bundle)
+def conditions(bundle: Path | None, *, load: float | None, **more: Any) -> dict[str, Any]:
+    """The card: what `more` says, then command, commit, bundle ids, machine and versions; all JSON.
+
+    bundle: None where no bundle was run, as when others' rankings are scored. Raises BadBundle."""
+    typed = typed_command()
     return {
         **more,
-        "bundle": {
-            "name": cloud.name,
-            "encoder": edge.encoder,
-            "token_space": edge.token_space,
-            "gallery_space": cloud.gallery_space,
-            "tokens": edge.token_count,
-            "token_width": edge.token_width,
-            "dim": cloud.dim,
-        },
+        "command": None if typed is None else list(typed),
+        "commit": commit(),
+        "bundle": None if bundle is None else bundle_card(bundle),
         "machine": {
             "cpu": _cpu(),
             "cores": os.cpu_count(),
+            "ram_gb": _ram_gb(),
             "system": f"{platform.system()} {platform.release()} {platform.machine()}",
             "load_at_start": load,
         },
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def bundle_card(folder: Path) -> dict[str, Any]:
+    """A bundle by its ids and sizes. Raises BadBundle."""
+    edge = read_edge(folder)
+    _, cloud = open_cloud_half(folder)
+    return {
+        "name": cloud.name,
+        "encoder": edge.encoder,
+        "token_space": edge.token_space,
+        "gallery_space": cloud.gallery_space,
+        "tokens": edge.token_count,
+        "token_width": edge.token_width,
+        "dim": cloud.dim,
     }
 
 
@@ -62,3 +76,11 @@ def _cpu() -> str:
         lines = []
     named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return named[0] if named else platform.processor() or platform.machine()
+
+
+def _ram_gb() -> float | None:
+    """Memory of the machine in gigabytes (1e9 bytes); None where the system does not tell."""
+    try:
+        return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9, 1)
+    except (AttributeError, ValueError, OSError):
+        return None

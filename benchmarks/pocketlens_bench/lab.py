@@ -4,6 +4,7 @@ Owns the way from a JPEG to sentence tokens (the device's, or the symmetric base
 Called by accuracy.py and shelf.py; knows no question and no metric."""
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,10 +52,14 @@ class Lab:
             threads=threads,
         )
 
-    def tokens(self, files: Sequence[bytes]) -> list[Tokens]:
-        """The device: sentence tokens (k, width) of each picture file."""
-        near = self.encoder.manifest.picture.side
-        return [self.encoder.encode(open_picture(file, near=near)) for file in files]
+    def tokens(self, files: Sequence[bytes], encoder: Encoder | None = None) -> list[Tokens]:
+        """The device: sentence tokens (k, width) of each picture file; by another student than the bundle's if given.
+
+        Each picture goes through alone and with one thread, as on a device; several devices work at a time."""
+        student = encoder or self.encoder
+        near = student.manifest.picture.side
+        with ThreadPoolExecutor(self.threads) as devices:
+            return list(devices.map(lambda file: student.encode(open_picture(file, near=near)), files))
 
     def images(self, files: Sequence[bytes]) -> Iterator[dict[str, Vectors]]:
         """The cloud's indexing: named gallery vectors of each batch of picture files."""
@@ -67,17 +72,23 @@ class Lab:
 
     def symmetric_tokens(self, files: Sequence[bytes]) -> list[Tokens]:
         """Tokens of the symmetric baseline; they are made in the cloud, so no wire is between."""
+        return self.large(files)[1]
+
+    def large(self, files: Sequence[bytes]) -> tuple[Vectors, list[Tokens]]:
+        """The large tower's unit vectors and the symmetric baseline's tokens, from one run of the tower."""
         assert self.baselines is not None  # the caller asked
+        vectors: list[Vectors] = []
         tokens: list[Tokens] = []
         for start in range(0, len(files), BATCH):
-            (places,) = self.places.run(["places"], {"pixels": self.pixels(files[start : start + BATCH])})
+            image, places = self.places.run(["image", "places"], {"pixels": self.pixels(files[start : start + BATCH])})
+            vectors.append(image)
             tokens.extend(self.baselines.sentences(places))
         if len(tokens[0]) != self.encoder.manifest.token_count:
             raise BadBundle(
                 f"the symmetric baseline gives {len(tokens[0])} tokens, the encoder "
                 f"{self.encoder.manifest.token_count}; they must have the same number. Export the bundle again."
             )
-        return tokens
+        return np.concatenate(vectors), tokens
 
     def pixels(self, files: Sequence[bytes]) -> NDArray[np.uint8]:
         """(batch, side, side, 3) RGB, as the large tower sees them."""

@@ -22,9 +22,9 @@ from pocketlens_cloud import directory
 from pocketlens_cloud.directory import SHARD, Description, Lock
 from pocketlens_cloud.payload import Kind, Payload, Scalar, check_filter, learn
 
-# Recall@10 on 1M x 512 vectors: 0.75 at the engine's default ef, 0.91 at 256 for 2 ms more.
-# Below the engine's indexing threshold (about 20 MB a vector) every search is exact anyway.
-SEARCH_EF = 256
+FULL_SCAN_KB = 10_000  # vectors a filter leaves, in KB, below which comparing with all of them is faster than walking
+MAX_SEGMENT_KB = 100_000_000
+INT8_QUANTILE = 0.99  # numbers beyond it are cut, so that one outlier does not coarsen all the others
 SCROLL = 1000  # points fetched at once when walking the whole gallery
 
 _INDEX_OF = {
@@ -35,6 +35,37 @@ _INDEX_OF = {
     # so flags are stored as 0 and 1; `_out` gives them back as bools.
     "flag": engine.PayloadSchemaType.Integer,
 }
+
+
+@dataclass(frozen=True)
+class IndexSettings:
+    """How the search index (HNSW) is built; fixed when a gallery is made.
+
+    m: links of a picture; ef_construct: pictures looked at to find them; int8: walk copies of the vectors in one
+    byte a number, which builds about four times and searches about three times faster at the same recall, for a
+    quarter more memory. Below the engine's indexing threshold (about 20 MB a vector) there is no index and every
+    search is exact. The defaults were chosen with `pocketlens-bench tradeoff` (docs/results.md)."""
+
+    m: int = 32
+    ef_construct: int = 200
+    int8: bool = True
+
+
+@dataclass(frozen=True)
+class Walk:
+    """How the search index is walked.
+
+    ef: pictures kept in view, at least the number wanted; int8: walk the one-byte copies where there are any;
+    rescore: compare those found by their float32 vectors, so that scores are true cosines; oversampling: so many
+    times the wanted number are rescored."""
+
+    ef: int = 512
+    int8: bool = True
+    rescore: bool = True
+    oversampling: float = 2.0
+
+
+INDEX, WALK = IndexSettings(), Walk()
 
 
 @dataclass(frozen=True)
@@ -68,7 +99,9 @@ class Gallery:
         self._writing = False
 
     @classmethod
-    def create(cls, path: Path, *, dim: int, vectors: Sequence[str], gallery_space: str) -> "Gallery":
+    def create(
+        cls, path: Path, *, dim: int, vectors: Sequence[str], gallery_space: str, index: IndexSettings = INDEX
+    ) -> "Gallery":
         """Make an empty gallery in `path`, a new or empty directory.
 
         Raises GalleryError if one is there already, the directory holds other things, cannot be
@@ -89,11 +122,8 @@ class Gallery:
                 generation=f"{secrets.token_hex(4)}-0",
                 settled=True,
             )
-            cosine = engine.EdgeVectorParams(size=dim, distance=engine.Distance.Cosine)
             with _engine(f"{path}: cannot create the gallery"):
-                shard = engine.EdgeShard.create(
-                    str(path / SHARD), engine.EdgeConfig(vectors=dict.fromkeys(vectors, cosine))
-                )
+                shard = engine.EdgeShard.create(str(path / SHARD), _config(dim, vectors, index))
             directory.write(path, description)  # last: a gallery without it was never finished
             return cls(path, lock, description, shard)
         except BaseException:
@@ -227,16 +257,17 @@ class Gallery:
         where: Payload | None = None,
         *,
         exact: bool = False,
+        walk: Walk = WALK,
     ) -> list[Scored]:
         """The `top` pictures nearest to `vector` (dim,) by cosine in vector `name`, best first.
 
         `where`: payload values a picture must carry; `exact`: compare with every picture instead of
-        walking the search index. Raises BadQuery for a bad filter."""
+        walking the search index as `walk` says. Raises BadQuery for a bad filter."""
         request = engine.QueryRequest(
             limit=top,
             query=engine.Query.Nearest(vector.tolist(), using=name),
             filter=_filter(where or {}, self._description.payload),
-            params=engine.SearchParams(hnsw_ef=max(SEARCH_EF, top), exact=exact),
+            params=_params(top, walk, exact=exact),
             with_payload=True,
         )
         hits = [
@@ -304,6 +335,29 @@ class Gallery:
     def _out(self, payload: Mapping[str, Any] | None) -> dict[str, Scalar]:
         given = {"flag": bool, "number": float, "integer": int, "text": str}
         return {key: given[self._description.payload[key]](value) for key, value in (payload or {}).items()}
+
+
+def _config(dim: int, vectors: Sequence[str], index: IndexSettings) -> engine.EdgeConfig:
+    """One segment: several would each be walked, for the same recall at more time."""
+    cosine = engine.EdgeVectorParams(size=dim, distance=engine.Distance.Cosine)
+    return engine.EdgeConfig(
+        vectors=dict.fromkeys(vectors, cosine),
+        hnsw_config=engine.HnswIndexConfig(index.m, index.ef_construct, full_scan_threshold=FULL_SCAN_KB),
+        quantization_config=engine.ScalarQuantizationConfig(engine.ScalarType.Int8, quantile=INT8_QUANTILE)
+        if index.int8
+        else None,
+        optimizers=engine.EdgeOptimizersConfig(default_segment_number=1, max_segment_size=MAX_SEGMENT_KB),
+    )
+
+
+def _params(top: int, walk: Walk, *, exact: bool) -> engine.SearchParams:
+    return engine.SearchParams(
+        hnsw_ef=max(walk.ef, top),
+        exact=exact,
+        quantization=engine.QuantizationSearchParams(
+            ignore=exact or not walk.int8, rescore=walk.rescore, oversampling=walk.oversampling
+        ),
+    )
 
 
 def _filter(where: Payload, kinds: Mapping[str, Kind]) -> engine.Filter | None:

@@ -10,6 +10,8 @@ import json
 import os
 import platform
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -46,26 +48,35 @@ def export_bundle(run: Path, out: Path, *, name: str, accept: list[str] | None =
     name: shown to people. accept: further encoder ids the cloud half takes (other students of the same token
     space). Raises FileNotFoundError for an unfinished run, FileExistsError when `out` exists, parity.NotEqual when a
     graph differs from its torch original."""
+    with put_in_place(out) as building:
+        return _build(load_run(run), building, name, accept or [])
+
+
+@contextmanager
+def put_in_place(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that takes its name when all went well, and is removed when not.
+
+    Raises FileExistsError when `out` exists."""
     if out.exists():
         raise FileExistsError(f"{out} exists; choose another name or remove it")
-    trained = load_run(run)
     building = out.with_name(f".{out.name}.{os.getpid()}")
+    building.mkdir(parents=True)
     try:
-        report = _build(trained, building, name, accept or [])
+        yield building
         building.rename(out)
     finally:
         shutil.rmtree(building, ignore_errors=True)
-    return report
 
 
 def _build(trained: Trained, folder: Path, name: str, accept: list[str]) -> dict[str, object]:
     for half in ("edge", "cloud", "baselines"):
-        (folder / half).mkdir(parents=True)
+        (folder / half).mkdir()
     _write_graphs(trained, folder)
     given = parity.material(PARITY_ROWS, trained.recipe.seed)
     expected = parity.originals(trained, given)
+    edge = write_edge(trained, trained.student, folder / "edge", given.pixels, expected.sentence, name=name)
     _write_golden(folder, given, expected)
-    ids = _write_manifests(trained, folder, name, accept)
+    ids = _write_cloud(trained, edge, folder, name, accept)
     checks = parity.check_bundle(folder, given, expected)
     report = {"name": name, **ids, **_report(trained, folder), "parity": parity.as_report(checks)}
     (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
@@ -75,7 +86,6 @@ def _build(trained: Trained, folder: Path, name: str, accept: list[str]) -> dict
 def _write_graphs(trained: Trained, folder: Path) -> None:
     recipe, cloud, baselines = trained.recipe, folder / "cloud", folder / "baselines"
     teacher = trained.teacher
-    write_pixels_graph(trained.student, folder / "edge" / "encoder.fp32.onnx", side=recipe.side, outputs=["sentence"])
     write_text_tower(teacher.text, cloud / "text_tower.onnx", width=recipe.word_width, context=recipe.context)
     write_pixels_graph(
         RawAndUnitImage(teacher.image), cloud / "image_tower.onnx", side=recipe.side,
@@ -105,10 +115,52 @@ def _write_graphs(trained: Trained, folder: Path) -> None:
     (baselines / "baselines.json").write_text(json.dumps({"format": 1, "files": files}, indent=2) + "\n")
 
 
+def write_edge(
+    trained: Trained, student: nn.Module, folder: Path, pixels: NDArray[np.uint8], sentence: parity.Floats, *, name: str
+) -> manifests.EdgeManifest:
+    """The device's half of `student`, one that reads pictures for the text tower of `trained`.
+
+    sentence: what torch gives for `pixels`; the first rows become the golden vectors."""
+    recipe = trained.recipe
+    picture = PictureSpec(side=recipe.side, fit="crop")
+    space = token_space(trained)
+    encoder = mint(
+        "encoder",
+        {"student": digest_arrays(weights(student)), "picture": _as_text(picture), "token space": space},
+    )
+    graph, golden = folder / "encoder.fp32.onnx", folder / "golden.npz"
+    write_pixels_graph(student, graph, side=recipe.side, outputs=["sentence"])
+    np.savez_compressed(golden, pixels=pixels[:GOLDEN_ROWS], sentence=sentence[:GOLDEN_ROWS])
+    token_norm = float(np.linalg.norm(sentence[:GOLDEN_ROWS], axis=-1).mean())
+    manifest = manifests.EdgeManifest(
+        name=name, token_space=space, encoder=encoder, token_count=sentence.shape[1],
+        token_width=sentence.shape[2], picture=picture, graphs={"fp32": manifests.describe_file(graph)},
+        golden=manifests.describe_file(golden), golden_tolerance=parity.ELSEWHERE * token_norm,
+    )  # fmt: skip
+    manifests.write(manifest, folder)
+    return manifest
+
+
+def token_space(trained: Trained) -> str:
+    """The id of what sentence tokens mean to the text tower of `trained`."""
+    return mint(
+        "token-space",
+        {
+            "text tower": digest_arrays(weights(trained.teacher.text)),
+            "tokenizer": hashlib.sha256(trained.tokenizer_file.read_bytes()).hexdigest(),
+            "prompts": json.dumps(asdict(PROMPTS), sort_keys=True),
+            "slots": SLOT_LAYOUT,
+        },
+    )
+
+
+def _as_text(picture: PictureSpec) -> str:
+    return json.dumps(asdict(picture), sort_keys=True)
+
+
 def _write_golden(folder: Path, given: parity.Material, expected: parity.Originals) -> None:
     """Vectors of the torch originals, so that `doctor` compares a machine with the training and not with itself."""
     n = slice(GOLDEN_ROWS)
-    np.savez_compressed(folder / "edge" / "golden.npz", pixels=given.pixels[n], sentence=expected.sentence[n])
     np.savez_compressed(
         folder / "cloud" / "golden.npz",
         sentence=expected.sentence[n], words=np.array(given.words[n]), composed=expected.composed[n],
@@ -122,48 +174,24 @@ def weights(module: nn.Module) -> dict[str, NDArray[np.generic]]:
     return {key: tensor.numpy() for key, tensor in module.state_dict().items()}
 
 
-def _write_manifests(trained: Trained, folder: Path, name: str, accept: list[str]) -> dict[str, str]:
-    recipe = trained.recipe
-    picture = PictureSpec(side=recipe.side, fit="crop")
-    seen = json.dumps(asdict(picture), sort_keys=True)
-    token_space = mint(
-        "token-space",
-        {
-            "text tower": digest_arrays(weights(trained.teacher.text)),
-            "tokenizer": hashlib.sha256(trained.tokenizer_file.read_bytes()).hexdigest(),
-            "prompts": json.dumps(asdict(PROMPTS), sort_keys=True),
-            "slots": SLOT_LAYOUT,
-        },
-    )
+def _write_cloud(
+    trained: Trained, edge: manifests.EdgeManifest, folder: Path, name: str, accept: list[str]
+) -> dict[str, str]:
+    recipe, cloud = trained.recipe, folder / "cloud"
     gallery_space = mint(
         "gallery-space",
         {
             "image tower": digest_arrays(weights(trained.teacher.image)),
-            "picture": seen,
+            "picture": _as_text(edge.picture),
             "original": "raw feature / length",
             "union": digest_arrays(weights(trained.heads.target)),
         },
     )
-    encoder = mint(
-        "encoder",
-        {"student": digest_arrays(weights(trained.student)), "picture": seen, "token space": token_space},
-    )
-    edge, cloud = folder / "edge", folder / "cloud"
-    token_norm = float(np.linalg.norm(np.load(edge / "golden.npz")["sentence"], axis=-1).mean())
-    manifests.write(
-        manifests.EdgeManifest(
-            name=name, token_space=token_space, encoder=encoder, token_count=recipe.tokens,
-            token_width=recipe.word_width, picture=picture,
-            graphs={"fp32": manifests.describe_file(edge / "encoder.fp32.onnx")},
-            golden=manifests.describe_file(edge / "golden.npz"), golden_tolerance=parity.ELSEWHERE * token_norm,
-        ),
-        edge,
-    )  # fmt: skip
     manifests.write(
         manifests.CloudManifest(
-            name=name, token_space=token_space, gallery_space=gallery_space, encoders=[encoder, *accept],
-            token_width=recipe.word_width, max_tokens=2 * recipe.tokens, context=recipe.context, dim=recipe.dim,
-            picture=picture, prompts=PROMPTS, targets=["original", "union"],
+            name=name, token_space=edge.token_space, gallery_space=gallery_space, encoders=[edge.encoder, *accept],
+            token_width=recipe.word_width, max_tokens=recipe.most_tokens, context=recipe.context, dim=recipe.dim,
+            picture=edge.picture, prompts=PROMPTS, targets=["original", "union"],
             text_tower=manifests.describe_file(cloud / "text_tower.onnx"),
             image_tower=manifests.describe_file(cloud / "image_tower.onnx"),
             query_head=manifests.describe_file(cloud / "query_head.onnx"),
@@ -173,7 +201,7 @@ def _write_manifests(trained: Trained, folder: Path, name: str, accept: list[str
         ),
         cloud,
     )  # fmt: skip
-    return {"token_space": token_space, "gallery_space": gallery_space, "encoder": encoder}
+    return {"token_space": edge.token_space, "gallery_space": gallery_space, "encoder": edge.encoder}
 
 
 def _report(trained: Trained, folder: Path) -> dict[str, object]:
@@ -189,8 +217,15 @@ def _report(trained: Trained, folder: Path) -> dict[str, object]:
             for key, module in towers.items()
         }
         | {"teacher_text_tower": {"parameters": parameters(trained.teacher.text)}},
-        "lessons": {path.name.removesuffix(".log.jsonl"): _last(path) for path in sorted(logs)},
+        "lessons": {path.name.removesuffix(".log.jsonl"): last_record(path) for path in sorted(logs)},
         "bytes": {str(path.relative_to(folder)): path.stat().st_size for path in files},
+        **made_with(),
+    }
+
+
+def made_with() -> dict[str, object]:
+    """What a report says of the tools and the machine."""
+    return {
         "opset": OPSET,
         "versions": {
             "python": platform.python_version(), "torch": torch.__version__, "onnx": onnx.__version__,
@@ -200,5 +235,5 @@ def _report(trained: Trained, folder: Path) -> dict[str, object]:
     }  # fmt: skip
 
 
-def _last(log: Path) -> dict[str, float]:
+def last_record(log: Path) -> dict[str, float]:
     return json.loads(log.read_text().splitlines()[-1])

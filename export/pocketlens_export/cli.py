@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -35,6 +37,45 @@ def bundle(
     Every graph is run through the device's and the cloud's own runtimes and compared with torch; classic mistakes
     (BGR, wrong slot position, missing normalisation) must stand out tenfold. If a check fails nothing is written
     and the exit code is 1."""
+    with _plain_errors():
+        from pocketlens_export.bundle import export_bundle
+
+        report = export_bundle(run, out, name=name, accept=accept)
+    if as_json:
+        typer.echo(json.dumps(report))
+        return
+    _print(report, out)
+
+
+@app.command()
+def sibling(
+    run: Annotated[Path, typer.Argument(help="Run folder of `pocketlens-train`.")],
+    tokens: Annotated[int, typer.Option(min=1, help="Which of the run's siblings: its number of tokens.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to make; it must not exist.")],
+    name: Annotated[str, typer.Option(help="Name shown to people.")] = "sample sibling",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the whole report as JSON.")] = False,
+) -> None:
+    """Write the device's half of another student of the run, one of `pocketlens-train sibling`.
+
+    Its tokens mean what those of the run's bundle mean (same token space), but there are others of them, so its encoder
+    id is its own. Checked like the bundle's encoder. A cloud half answers its queries once it was exported with
+    `pocketlens-export bundle RUN -o DIR --accept <that encoder id>`; benchmarks take it as it is.
+
+    Example: pocketlens-export sibling runs/sample --tokens 8 -o students/k8"""
+    with _plain_errors():
+        from pocketlens_export.sibling import export_sibling
+
+        report = export_sibling(run, out, tokens=tokens, name=name)
+    if as_json:
+        typer.echo(json.dumps(report))
+        return
+    _print(report, out)
+    typer.echo(f"A cloud half answers it if exported with --accept {report['encoder']}")
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """A missing library or a refusal as one line and exit code 1."""
     from pocketlens_wire.errors import PocketlensError
 
     try:
@@ -45,18 +86,13 @@ def bundle(
             f"pocketlens-export: {missing.name} is not installed here: pip install 'pocketlens[export]'", err=True
         )
         raise typer.Exit(1) from missing
-    from pocketlens_export.bundle import export_bundle
     from pocketlens_export.parity import NotEqual
 
     try:
-        report = export_bundle(run, out, name=name, accept=accept)
+        yield
     except (NotEqual, PocketlensError, FileNotFoundError, FileExistsError, ValueError) as wrong:
         typer.echo(f"pocketlens-export: {wrong}", err=True)
         raise typer.Exit(1) from wrong
-    if as_json:
-        typer.echo(json.dumps(report))
-        return
-    _print(report, out)
 
 
 def _print(report: dict, out: Path) -> None:
@@ -74,6 +110,5 @@ def _print(report: dict, out: Path) -> None:
         )
     console = Console()
     console.print(table)
-    console.print(
-        f"token space {report['token_space']}, gallery space {report['gallery_space']}, encoder {report['encoder']}"
-    )
+    ids = {"token_space": "token space", "gallery_space": "gallery space", "encoder": "encoder"}
+    console.print(", ".join(f"{title} {report[key]}" for key, title in ids.items() if key in report))

@@ -62,7 +62,7 @@ def pack(tokens: NDArray[Any], encoding: Encoding = Encoding.INT8) -> pb.Sentenc
     elif encoding is Encoding.F16:
         data = values.astype("<f2").tobytes()  # cannot overflow: MAX_TOKEN_NORM < 65504
     else:
-        whole, scale = _quantise(values, _LEVELS[encoding])
+        whole, scale = quantise(values, _LEVELS[encoding])
         scales = scale.astype("<f4").tobytes()
         data = whole.tobytes() if encoding is Encoding.INT8 else _join_nibbles(whole)
     sentence = pb.Sentence(encoding=_WIRE[encoding], count=count, width=width, data=data, scales=scales)
@@ -140,8 +140,10 @@ def _checked(tokens: NDArray[Any]) -> NDArray[np.float32]:
     return values.astype(np.float32)
 
 
-def _quantise(values: NDArray[np.float32], levels: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """values (count, width) -> whole numbers of that shape in [-levels, levels], positive scales (count,)."""
+def quantise(values: NDArray[np.float32], levels: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """values (count, width) -> whole numbers of that shape in [-levels, levels], positive scales (count,).
+
+    The rule of int8 and int4, for any number of levels up to 127; benchmarks try others than those that travel."""
     peaks = np.abs(values).max(axis=1).astype(np.float64)
     usable = peaks / levels >= _SMALLEST_SCALE
     scales = np.where(usable, peaks / levels, 1.0).astype(np.float32)

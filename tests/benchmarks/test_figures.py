@@ -69,3 +69,15 @@ def test_queries_are_drawn_anew_within_their_groups(monkeypatch):
 def test_the_same_seed_gives_the_same_interval():
     figure = over_queries("R@1", "", np.random.default_rng(0).random(30))
     assert figure.measured(seed=5) == figure.measured(seed=5) != figure.measured(seed=6)
+
+
+def test_an_interval_is_about_the_queries_that_count_alone():
+    rare = over_queries("aspect", "", np.array([90.0] + [np.nan] * 9)).measured(seed=0)
+    assert (rare.low, rare.value, rare.high) == (90, 90, 90)
+    none = over_queries("aspect", "", np.full(3, np.nan)).measured(seed=0)
+    assert np.isnan([none.low, none.value, none.high]).all()
+
+
+def test_rows_that_count_other_queries_cannot_be_compared():
+    with pytest.raises(ValueError, match="not about the same queries"):
+        over_queries("a", "", np.array([1.0, np.nan])).minus(over_queries("b", "", np.ones(2)), seed=0)

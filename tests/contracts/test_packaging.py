@@ -59,7 +59,8 @@ def test_every_command_has_its_app(command, target):
     module, _, name = target.partition(":")
     room, _, inner = module.partition(".")
     (package,) = (each for each in PACKAGES if each.name == room)
-    tree = ast.parse((package / f"{inner.replace('.', '/')}.py").read_text())
+    file = package / f"{inner.replace('.', '/')}.py"
+    tree = ast.parse((file if file.is_file() else file.with_suffix("") / "__init__.py").read_text())
     targets = [leaf for node in tree.body if isinstance(node, ast.Assign) for leaf in node.targets]
     assigned = {leaf.id for leaf in targets if isinstance(leaf, ast.Name)}
     defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
@@ -101,3 +102,10 @@ def test_the_sample_bundle_is_part_of_the_package():
     bundle = ROOT / "samples" / "pocketlens_samples" / "bundle"
     for half in ("edge", "cloud"):
         assert (bundle / half / "manifest.json").is_file()
+
+
+def test_the_shipped_students_are_part_of_the_package():
+    students = ROOT / "benchmarks" / "pocketlens_bench" / "students"
+    assert {path.name for path in students.iterdir()} >= {"k2"}
+    for student in students.iterdir():
+        assert (student / "manifest.json").is_file()

@@ -10,14 +10,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from pocketlens_samples.catalogue import is_held_out
-from pocketlens_training.checkpoint import load_run
+from pocketlens_training.checkpoint import load_run, load_sibling
+from pocketlens_training.cli import app
 from pocketlens_training.lesson_heads import some_incomplete, triplet_features
 from pocketlens_training.lesson_student import ALONE, CaptionBank
 from pocketlens_training.lesson_teacher import edited_text
 from pocketlens_training.loop import progress_bar
 from pocketlens_training.pictures import specifications
 from pocketlens_training.recipe import TINY, Recipe
+from pocketlens_training.sample import learn_siblings
 from pocketlens_training.school import School
+from typer.testing import CliRunner
 
 
 def log_of(school: School, lesson: str) -> list[dict]:
@@ -140,3 +143,37 @@ def test_incomplete_queries_follow_the_documented_convention(tiny_school: School
     assert torch.equal(wanted[no_words], features["anchor_raw"][no_words])
     whole = ~no_picture & ~no_words
     assert torch.equal(wanted[whole], features["target_raw"][whole])
+
+
+@torch.no_grad()
+def test_a_sibling_differs_in_its_number_of_tokens_alone(tiny_school: School) -> None:
+    teacher = {name: tensor.clone() for name, tensor in tiny_school.teacher.state_dict().items()}
+    learn_siblings(tiny_school, [2])
+    sibling = load_sibling(load_run(tiny_school.folder), 2)
+    numbers = np.arange(0, 128, 2)
+    sentences = tiny_school.sentences(tiny_school.photos.take(numbers), sibling)
+    assert sentences.shape[1:] == (2, TINY.word_width)
+    assert log_of(tiny_school, "student-k2")[-1]["step"] == TINY.student_steps
+    assert own_picture_is_nearer(tiny_school, tiny_school.text([ALONE] * len(numbers), sentences), numbers) > 0.02
+    assert all(torch.equal(tensor, teacher[name]) for name, tensor in tiny_school.teacher.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("tokens", "words"), [(TINY.tokens, "own student has as many"), (2 * TINY.tokens + 1, "takes 1 to 8")]
+)
+def test_a_sibling_nobody_could_use_is_refused_before_it_is_trained(tiny_school: School, tokens, words) -> None:
+    with pytest.raises(ValueError, match=words):
+        learn_siblings(tiny_school, [tokens])
+
+
+def test_siblings_need_a_run_with_a_teacher(tiny_run, tmp_path) -> None:
+    runner = CliRunner()
+    nothing = runner.invoke(app, ["sibling", str(tmp_path), "--tokens", "2"])
+    assert (nothing.exit_code, len(nothing.stderr.splitlines())) == (1, 1)
+    assert f"begin one with `pocketlens-train sample -o {tmp_path}`" in nothing.stderr
+    TINY.write(tmp_path / "recipe.json")
+    begun = runner.invoke(app, ["sibling", str(tmp_path), "--tokens", "2"])
+    assert begun.exit_code == 1
+    assert "no teacher yet" in begun.stderr
+    with pytest.raises(FileNotFoundError, match="--tokens 7"):
+        load_sibling(load_run(tiny_run), 7)

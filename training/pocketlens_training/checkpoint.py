@@ -8,6 +8,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from pocketlens_training.heads import Control, Heads
+from pocketlens_training.lesson_student import sibling_lesson
 from pocketlens_training.recipe import Recipe
 from pocketlens_training.student import Student, TokenLearner
 from pocketlens_training.text import load_tokenizer
@@ -59,3 +60,15 @@ def load_run(folder: Path) -> Trained:
         module.load_state_dict(load_file(folder / f"{lesson}.safetensors"))
         module.eval().requires_grad_(False)
     return trained
+
+
+def load_sibling(trained: Trained, tokens: int) -> Student:
+    """The student of this run that writes `tokens` tokens. Raises FileNotFoundError if it is not trained yet."""
+    path = trained.folder / f"{sibling_lesson(tokens)}.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: not trained yet; run `pocketlens-train sibling {trained.folder} --tokens {tokens}`"
+        )
+    sibling = Student(trained.recipe.student_widths, tokens, trained.recipe.word_width)
+    sibling.load_state_dict(load_file(path))
+    return sibling.eval().requires_grad_(False)

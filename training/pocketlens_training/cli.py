@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
+
+if TYPE_CHECKING:
+    from pocketlens_training.recipe import Recipe
+    from pocketlens_training.school import School
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -40,31 +45,71 @@ def sample(
 
     On to a bundle: pocketlens-export bundle OUT -o DIR
     """
-    try:
-        import torch
-    except ModuleNotFoundError as missing:
-        typer.echo("pocketlens-train: torch is not installed here: pip install 'pocketlens[train]'", err=True)
-        raise typer.Exit(1) from missing
-
-    from pocketlens_training.loop import progress_bar
+    _need_torch()
     from pocketlens_training.recipe import TINY, Recipe
     from pocketlens_training.sample import learn
+
+    recipe = TINY if tiny else Recipe()
+    if seed is not None:
+        recipe = replace(recipe, seed=seed)
+    _teach(recipe, out, device, threads, learn)
+
+
+@app.command()
+def sibling(
+    run: Annotated[Path, typer.Argument(help="Run folder of `pocketlens-train sample`.")],
+    tokens: Annotated[list[int], typer.Option(min=1, help="Tokens it shall write a picture as; repeatable.")],
+    device: Annotated[str, typer.Option(help="cpu, cuda, mps, or auto.")] = "auto",
+    threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves it to torch.")] = 0,
+) -> None:
+    """Train further students for the same teacher, which write a picture as other numbers of tokens.
+
+    Same recipe, steps and pictures as the run's own student; only the number of tokens differs. Leaves
+    RUN/student-k<tokens>.safetensors. Killed anywhere, the same command goes on where it stopped.
+
+    Example: pocketlens-train sibling runs/sample --tokens 1 --tokens 2 --tokens 8
+
+    On to a device: pocketlens-export sibling RUN --tokens 8 -o DIR
+    """
+    _need_torch()
+    from pocketlens_training.recipe import Recipe
+    from pocketlens_training.sample import learn_siblings
+
+    written = run / "recipe.json"
+    if not written.is_file():
+        _refuse(f"{run}: no training (it has no recipe.json); begin one with `pocketlens-train sample -o {run}`")
+    _teach(Recipe.read(written), run, device, threads, lambda school: learn_siblings(school, tokens))
+
+
+def _teach(recipe: Recipe, folder: Path, device: str, threads: int, learn: Callable[[School], None]) -> None:
+    """Run `learn` in the school of `folder` and print a summary; what is wrong with the request is one line."""
+    import torch
+
+    from pocketlens_training.loop import progress_bar
     from pocketlens_training.school import School
 
     if threads:
         torch.set_num_threads(threads)
-    recipe = TINY if tiny else Recipe()
-    if seed is not None:
-        recipe = replace(recipe, seed=seed)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     started = time.monotonic()
     with progress_bar() as progress:
         try:
-            learn(School(recipe, out, torch.device(device), progress))
-        except ValueError as wrong:
-            typer.echo(f"pocketlens-train: {wrong}", err=True)
-            raise typer.Exit(1) from wrong
+            learn(School(recipe, folder, torch.device(device), progress))
+        except (ValueError, FileNotFoundError) as wrong:
+            _refuse(str(wrong), because=wrong)
     minutes = (time.monotonic() - started) / 60
-    summary = {"run": str(out), "device": device, "torch": torch.__version__, "minutes": round(minutes, 1)}
+    summary = {"run": str(folder), "device": device, "torch": torch.__version__, "minutes": round(minutes, 1)}
     typer.echo(json.dumps(summary))
+
+
+def _need_torch() -> None:
+    try:
+        import torch  # noqa: F401
+    except ModuleNotFoundError as missing:
+        _refuse("torch is not installed here: pip install 'pocketlens[train]'", because=missing)
+
+
+def _refuse(message: str, *, because: Exception | None = None) -> NoReturn:
+    typer.echo(f"pocketlens-train: {message}", err=True)
+    raise typer.Exit(1) from because

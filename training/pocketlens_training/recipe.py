@@ -62,6 +62,11 @@ class Recipe:
     """Photos whose feature maps the symmetric baseline learns from."""
     symmetric_steps: int = 3000
 
+    @property
+    def most_tokens(self) -> int:
+        """Sentence tokens that the cloud half of this training takes in one query."""
+        return 2 * self.tokens
+
     def write(self, path: Path) -> None:
         path.write_text(json.dumps(asdict(self), indent=2) + "\n")
 

@@ -8,16 +8,18 @@ from typing import NoReturn
 import typer
 from pocketlens_wire.errors import PocketlensError
 
-from pocketlens_bench.cli import accuracy, latency
+from pocketlens_bench.cli import accuracy, latency, paper, report, robustness, tokens
 from pocketlens_bench.cli.root import commands
+from pocketlens_bench.command_line import remember_command
 
-__all__ = ["accuracy", "app", "latency"]
+__all__ = ["accuracy", "app", "latency", "paper", "report", "robustness", "tokens"]
 
 
 def app(arguments: list[str] | None = None) -> NoReturn:
     """The command's entry point: runs it and leaves with its exit code.
 
     0 measured, 1 it went wrong and stderr says why, 2 wrong usage."""
+    remember_command(sys.argv[1:] if arguments is None else arguments)
     try:
         sys.exit(commands(arguments, prog_name="pocketlens-bench", standalone_mode=False) or 0)
     except typer.TyperException as error:

@@ -55,29 +55,35 @@ class Figure:
         return np.divide(sums[0], counts[0], out=np.full(len(self.groups), np.nan), where=counts[0] > 0)
 
     def measured(self, *, seed: int) -> Measured:
-        """The value with its percentile bootstrap interval: queries are drawn anew within each group."""
-        drawn = np.concatenate([self._resampled(counts) for counts in resamples(self.group, seed)])
+        """The value with its percentile bootstrap interval: the queries that count are drawn anew within each group.
+        All NaN if the value is."""
+        drawn = np.concatenate([self._resampled(counts) for counts in resamples(self._counted_group(), seed)])
         return _with_interval(self.value, drawn)
 
     def minus(self, other: "Figure", *, seed: int) -> Measured:
         """This figure less `other`, of the same queries in the same order, with a paired interval: both are drawn
-        alike. Raises ValueError when the groups are not the same."""
-        if self.groups != other.groups or not np.array_equal(self.group, other.group):
+        alike. Raises ValueError when the groups, or the queries that count, are not the same."""
+        if self.groups != other.groups or not np.array_equal(self._counted_group(), other._counted_group()):
             raise ValueError(f"{self.name} and {other.name} are not about the same queries")
         drawn = np.concatenate(
-            [self._resampled(counts) - other._resampled(counts) for counts in resamples(self.group, seed)]
+            [self._resampled(counts) - other._resampled(counts) for counts in resamples(self._counted_group(), seed)]
         )
         return _with_interval(self.value - other.value, drawn)
 
     def _resampled(self, counts: NDArray[np.float64]) -> NDArray[np.float64]:
         """The figure in each resample, without the rounding in between."""
         sums, seen = self._sums(counts)
-        means = np.divide(sums, seen, out=np.zeros_like(sums), where=seen > 0)
-        return means @ self.weights
+        means = np.divide(sums, seen, out=np.full_like(sums, np.nan), where=seen > 0)
+        used = self.weights > 0
+        return means[:, used] @ self.weights[used]
+
+    def _counted_group(self) -> NDArray[np.intp]:
+        """`group`, with -1 also for the queries whose value does not count."""
+        return np.where(np.isnan(self.values), -1, self.group)
 
     def _sums(self, counts: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Per resample and group: the sum of values and how many counted, (resamples, groups)."""
-        counted = ~np.isnan(self.values) & (self.group >= 0)
+        counted = self._counted_group() >= 0
         member = np.zeros((len(self.values), len(self.groups)))
         member[np.flatnonzero(counted), self.group[counted]] = 1.0
         weighted = np.where(counted, self.values, 0.0)[:, None] * member
@@ -117,5 +123,7 @@ def resamples(group: NDArray[np.intp], seed: int) -> Iterator[NDArray[np.float64
 
 
 def _with_interval(value: float, drawn: NDArray[np.float64]) -> Measured:
+    if np.isnan(value):
+        return Measured(np.nan, np.nan, np.nan)
     low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Measured(value, float(low), float(high))

@@ -72,4 +72,6 @@ class Protocol(ABC):
 
 def _joined(parts: Iterable[Values]) -> Values:
     kept = list(parts)
+    if not kept:
+        raise ValueError("a task without queries cannot be judged")
     return {name: np.concatenate([part[name] for part in kept]) for name in kept[0]}

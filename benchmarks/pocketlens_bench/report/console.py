@@ -1,6 +1,6 @@
 """Results as people read them: tables and the conditions under them.
 
-Takes the JSON objects of accuracy.py and latency.py as they are; computes nothing. Called by cli.py."""
+Takes the JSON objects of accuracy.py and latency.py as they are; computes nothing. Called by cli/."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -118,17 +118,32 @@ def latency_notes(result: Json) -> Iterator[str]:
 
 
 def condition_lines(conditions: Json) -> Iterator[str]:
-    bundle, machine = conditions["bundle"], conditions["machine"]
+    """The card in sentences; what an older card does not say is left out."""
+    bundle, machine = conditions.get("bundle"), conditions["machine"]
+    if bundle:
+        yield (
+            f"Bundle: {bundle['name']}, {bundle['encoder']}, {bundle['token_space']}, {bundle['gallery_space']}; "
+            f"{bundle['tokens']} tokens of width {bundle['token_width']}."
+        )
+    memory = f", {machine['ram_gb']} GB" if machine.get("ram_gb") else ""
+    threads = f"; threads: {_pairs(conditions['threads'])}" if "threads" in conditions else ""
     yield (
-        f"Bundle: {bundle['name']}, {bundle['encoder']}, {bundle['token_space']}, {bundle['gallery_space']}; "
-        f"{bundle['tokens']} tokens of width {bundle['token_width']}."
+        f"Machine: {machine['cpu']}, {machine['cores']} cores{memory}, {machine['system']}; load at start "
+        f"{machine['load_at_start']}{threads}."
     )
-    yield (
-        f"Machine: {machine['cpu']}, {machine['cores']} cores, {machine['system']}; load at start "
-        f"{machine['load_at_start']}; threads: {_pairs(conditions['threads'])}."
-    )
-    yield f"Seeds: {_pairs(conditions['seeds'])}. Versions: {_pairs(conditions['versions'])}."
-    yield f"Took {conditions['seconds']:g} s, {conditions['time']}."
+    seeds = f"Seeds: {_pairs(conditions['seeds'])}. " if "seeds" in conditions else ""
+    yield f"{seeds}Versions: {_pairs(conditions['versions'])}."
+    if "commit" in conditions:
+        yield f"Commit: {commit_text(conditions['commit'])}."
+    took = f"Took {conditions['seconds']:g} s, " if "seconds" in conditions else "Measured "
+    yield f"{took}{conditions['time']}."
+
+
+def commit_text(commit: Json) -> str:
+    """What a card says of the source."""
+    if commit["id"] is None:
+        return f"not known ({commit['reason']})"
+    return f"{commit['id'][:12]}{', with changes not committed' if commit['dirty'] else ''}"
 
 
 def _table(texts: list[str], numbers: list[str]) -> Table:

@@ -1,0 +1,21 @@
+"""The kinds the page knows, in its order. A new kind of measurement is one file beside this one and one line here."""
+
+from pocketlens_bench.report.sections.accuracy import Accuracy, Score
+from pocketlens_bench.report.sections.latency import Latency
+from pocketlens_bench.report.sections.load import Load
+from pocketlens_bench.report.sections.network import Network
+from pocketlens_bench.report.sections.robustness import Robustness
+from pocketlens_bench.report.sections.scale import Scale
+from pocketlens_bench.report.sections.section import Section
+from pocketlens_bench.report.sections.tokens import Tokens
+
+SECTIONS: tuple[Section, ...] = (
+    Accuracy(),
+    Score(),
+    Latency(),
+    Load(),
+    Network(),
+    Scale(),
+    Robustness(),
+    Tokens(),
+)
