@@ -5,7 +5,7 @@ from pocketlens_bench.report.sections.latency import Latency
 from pocketlens_bench.report.sections.load import Load
 from pocketlens_bench.report.sections.network import Network
 from pocketlens_bench.report.sections.robustness import Robustness
-from pocketlens_bench.report.sections.scale import Scale
+from pocketlens_bench.report.sections.scale import Scale, Tradeoff
 from pocketlens_bench.report.sections.section import Section
 from pocketlens_bench.report.sections.tokens import Tokens
 
@@ -16,6 +16,7 @@ SECTIONS: tuple[Section, ...] = (
     Load(),
     Network(),
     Scale(),
+    Tradeoff(),
     Robustness(),
     Tokens(),
 )

@@ -32,8 +32,10 @@ class Scale(Section):
         for each in tables:
             yield f"**{headline(each)}**"
             yield _sizes(each)
-        if tradeoff := result.data.get("tradeoff"):
-            yield from _tradeoff(tradeoff)
+        if approximate := result.data.each_of("approximate"):
+            yield from _approximate(approximate)
+        if check := result.data.get("check"):
+            yield from _check(check)
 
 
 def _sizes(each: Node) -> str:
@@ -53,33 +55,81 @@ def _sizes(each: Node) -> str:
     )
 
 
-def _tradeoff(tradeoff: Node) -> Iterator[Block]:
-    rows = tradeoff["rows"].each()
-    chosen = tradeoff.get("chosen")
-    yield f"**Approximate search, {tradeoff['gallery'].whole():,} vectors**"
+def _approximate(rows: Sequence[Node]) -> Iterator[Block]:
     yield (
-        f"Recall: how many of exact search's first ten are found. Wanted: {WANTED_RECALL} at a median under "
-        f"{WANTED_MS:g} ms."
-    )
-    yield Picture(
-        "scale-tradeoff",
-        "Recall of exact search's first ten against the median time of a search, a line for each way of building",
-        lambda canvas: draw_tradeoff(canvas, rows, chosen),
+        "**Approximate search**, in the gallery on disk with its default settings, one search at a time; recall is the "
+        "share of exact search's first ten that it finds."
     )
     yield table(
-        ["built with", "ef", "recall", "p50 ms", "p95 ms", "memory", "build, s"],
+        ["asked by", "gallery", "recall", "R@10 exact", "R@10 approximate", "p50 ms", "p95 ms"],
         (
             [
-                _built(row),
-                f"{row['ef'].whole()}{' **chosen**' if _is(row, chosen) else ''}",
+                row["row"].text(),
+                f"{row['gallery'].whole():,}",
                 f"{row['recall'].number():.3f}",
+                *(f"{row[key].number():.1f}" for key in ("R@10 exact", "R@10 approximate")),
                 *(times(row[key].number()) for key in ("p50_ms", "p95_ms")),
-                size(memory.number()) if (memory := row.get("memory_bytes")) else "",
-                f"{seconds.number():,.0f}" if (seconds := row.get("build_s")) else "",
             ]
             for row in rows
         ),
     )
+
+
+def _check(check: Node) -> Iterator[Block]:
+    """Half of the distractors synthetic against all of them pictures."""
+    differences = check["difference"]
+    yield (
+        f"**Are the synthetic vectors as hard as pictures?** {check['pictures'].whole():,} distractors, half of them "
+        "synthetic and made from the other half, against all of them pictures; the difference in points, paired."
+    )
+    names = differences.keys()
+    metrics = differences[names[0]].keys()
+    yield table(
+        ["asked by", *metrics],
+        ([name, *(measured(differences[name][metric].figure(), sign="+") for metric in metrics)] for name in names),
+    )
+
+
+class Tradeoff(Section):
+    kind = "tradeoff"
+
+    def title(self, result: Result) -> str:
+        return f"Approximate search, {result.data['gallery'].whole():,} vectors"
+
+    def blocks(self, result: Result) -> Iterator[Block]:
+        rows = result.data["rows"].each()
+        chosen = result.data.get("chosen")
+        yield f"{result.data['title'].text()}."
+        yield (
+            f"Recall: the share of exact search's first ten that is found. Wanted: {WANTED_RECALL} at a median under "
+            f"{WANTED_MS:g} ms. The gallery's default settings are marked; one search at a time."
+        )
+        yield Picture(
+            "scale-tradeoff",
+            "Recall of exact search's first ten against the median time of a search, a line for each way of building",
+            lambda canvas: draw_tradeoff(canvas, drawn_rows(rows, chosen), chosen),
+        )
+        yield table(
+            ["built with", "walked", "ef", "recall", "p50 ms", "p95 ms", "memory", "build, s"],
+            (
+                [
+                    _built(row),
+                    row["walked"].text(),
+                    f"{row['ef'].whole()}{' **chosen**' if _is(row, chosen) else ''}",
+                    f"{row['recall'].number():.3f}",
+                    *(times(row[key].number()) for key in ("p50_ms", "p95_ms")),
+                    size(row["memory_bytes"].number()),
+                    f"{row['build_s'].number():,.0f}",
+                ]
+                for row in rows
+            ),
+        )
+
+
+def drawn_rows(rows: Sequence[Node], chosen: Node | None) -> list[Node]:
+    """A line per way of building, walked in its best way as the chosen row shows it; all are in the table."""
+    best = chosen["walked"].text() if chosen else ""
+    return [row for row in rows if row["walked"].text() == (best if row["quantised"].value else "float32")]
 
 
 def _built(row: Node) -> str:
@@ -89,7 +139,7 @@ def _built(row: Node) -> str:
 
 
 def _is(row: Node, chosen: Node | None) -> bool:
-    return chosen is not None and _built(row) == _built(chosen) and row["ef"].value == chosen["ef"].value
+    return chosen is not None and row.value == chosen.value
 
 
 # --- the plots
