@@ -8,6 +8,7 @@ ones' scatter. Whether that makes them as hard to beat is measured (scale.py, `c
 
 Real features are kept in files of CHUNK, so that a killed run goes on. Called by scale.py."""
 
+import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
@@ -59,7 +60,7 @@ def real(lab: Lab, count: int, *, seed: int, wanted: Collection[Spec], folder: P
     parts: list[NDArray[np.float32]] = []
     for start in range(0, count, CHUNK):
         some = every[start : start + CHUNK]
-        file = folder / f"raw-{start:07d}-{len(some)}.npy"
+        file = folder / f"raw-{start:07d}-{_digest(some)}.npy"
         if not file.exists():
             partial = file.with_suffix(".partial.npy")
             np.save(partial, _features(lab, some))
@@ -67,6 +68,11 @@ def real(lab: Lab, count: int, *, seed: int, wanted: Collection[Spec], folder: P
         parts.append(np.load(file))
         on_progress("distractor pictures", start + len(some), count)
     return Real(np.concatenate(parts), tuple(picture.spec for picture in every))
+
+
+def _digest(some: Sequence[Picture]) -> str:
+    """Which pictures these are: what they show and how they were drawn."""
+    return hashlib.sha256(repr([(picture.spec, picture.seed) for picture in some]).encode()).hexdigest()[:16]
 
 
 def _features(lab: Lab, some: Sequence[Picture]) -> NDArray[np.float32]:
@@ -80,7 +86,7 @@ def synthetic(of: Real, count: int, *, seed: int, wanted: Collection[Spec]) -> I
     if not count:
         return
     weights = _fitted(of)
-    residuals = of.features - encoded(of.specs) @ weights
+    residuals = _residuals(of)
     donors: dict[tuple[str, str], list[int]] = defaultdict(list)
     for place, spec in enumerate(of.specs):
         donors[spec.category, spec.pattern].append(place)
@@ -106,6 +112,16 @@ def encoded(specs: Sequence[Spec]) -> NDArray[np.float32]:
     )
     first, second = np.triu_indices(single.shape[1], 1)
     return np.concatenate([single, single[:, first] & single[:, second]], axis=1).astype(np.float32)
+
+
+def _residuals(of: Real) -> NDArray[np.float32]:
+    """What each picture has beyond a prediction that was fitted on the other half of them: beyond one that had seen
+    it, it would be too little."""
+    halves = [Real(of.features[part::2], of.specs[part::2]) for part in (0, 1)]
+    residuals = np.empty_like(of.features)
+    for part, half in enumerate(halves):
+        residuals[part::2] = half.features - encoded(half.specs) @ _fitted(halves[1 - part])
+    return residuals
 
 
 def _fitted(of: Real) -> NDArray[np.float32]:

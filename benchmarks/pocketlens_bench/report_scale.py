@@ -29,12 +29,13 @@ def print_scale(console: Console, result: Json) -> None:
             )  # fmt: skip
         console.print(shown)
     _lines(console, result)
-    checked = result["check"]
-    for name, metrics in checked["difference"].items():
-        said = ", ".join(f"{m} {f['value']:+.1f} [{f['low']:+.1f}, {f['high']:+.1f}]" for m, f in metrics.items())
-        console.print(
-            f"Synthetic instead of real, {checked['pictures']:,} distractors, {name}: {said}", highlight=False
-        )
+    for checked in result["check"]:
+        for name, metrics in checked["difference"].items():
+            said = ", ".join(f"{m} {f['value']:+.1f} [{f['low']:+.1f}, {f['high']:+.1f}]" for m, f in metrics.items())
+            console.print(
+                f"{checked['synthetic']:,} of {checked['distractors']:,} distractors synthetic, {name}: "
+                f"{said}", highlight=False, soft_wrap=True,
+            )  # fmt: skip
     console.print(result["distractors"] + ".", highlight=False)
     _conditions(console, result)
 

@@ -300,33 +300,50 @@ def searched(
 # --- are the synthetic vectors like the real ones?
 
 
-def check(lab: Lab, groups: list[Group], real: distractors.Real, seed: int, on_progress: OnProgress) -> dict[str, Any]:
-    """Half of the pictures, and half beside as many synthetic vectors made from it, against all pictures."""
-    half = len(real.features) // 2
-    kept = distractors.Real(real.features[:half], real.specs[:half])
-    made = np.concatenate(list(distractors.synthetic(kept, half, seed=seed + 1, wanted=answers(groups))))
-    on_progress("check synthetic vectors", 0, 1)
-    ways = {"pictures": real.features[half : 2 * half], "synthetic": made}
-    said: dict[str, Any] = {"pictures": 2 * half, "figures": {}, "neighbours": {}, "difference": {}}
-    judged: dict[str, dict[str, dict[str, NDArray[np.float64]]]] = {}
-    for way, raw in ways.items():
-        both = distractors.vectors(lab, np.concatenate([kept.features, raw]))
-        judged[way] = {name: _judged_with(groups, name, both) for name in groups[0].rows}
-        said["figures"][way] = {
-            name: {metric: float(values.mean()) for metric, values in metrics.items()}
-            for name, metrics in judged[way].items()
-        }
-        said["neighbours"][way] = _neighbours(both["original"][half:], both["original"][:half])
-    for name in groups[0].rows:
-        said["difference"][name] = {
+SHARES = (0.5, 0.1)  # of the distractors that stay pictures when the others are replaced
+
+
+def check(
+    lab: Lab, groups: list[Group], real: distractors.Real, seed: int, on_progress: OnProgress
+) -> list[dict[str, Any]]:
+    """All distractor pictures against a share of them beside synthetic vectors made from that share."""
+    every = distractors.vectors(lab, real.features)
+    pictured = {name: _judged_with(groups, name, every) for name in groups[0].rows}
+    return [
+        _checked(lab, groups, real, int(share * len(real.features)), every, pictured, seed)
+        for at, share in enumerate(SHARES)
+        if on_progress("check synthetic vectors", at, len(SHARES)) is None
+    ]
+
+
+def _checked(
+    lab: Lab,
+    groups: list[Group],
+    real: distractors.Real,
+    kept: int,
+    every: Mapping[str, Vectors],
+    pictured: Mapping[str, Mapping[str, NDArray[np.float64]]],
+    seed: int,
+) -> dict[str, Any]:
+    of = distractors.Real(real.features[:kept], real.specs[:kept])
+    count = len(real.features) - kept
+    made = np.concatenate(list(distractors.synthetic(of, count, seed=seed + 1, wanted=answers(groups))))
+    mixed = distractors.vectors(lab, np.concatenate([of.features, made]))
+    synthetic = {name: _judged_with(groups, name, mixed) for name in groups[0].rows}
+    difference = {
+        name: {
             metric: asdict(
-                over_queries(metric, "", judged["synthetic"][name][metric] - judged["pictures"][name][metric]).measured(
-                    seed=seed
-                )
+                over_queries(metric, "", synthetic[name][metric] - pictured[name][metric]).measured(seed=seed)
             )
             for metric in METRICS
         }
-    return said
+        for name in groups[0].rows
+    }
+    neighbours = {
+        way: _neighbours(some["original"][kept:], some["original"][:kept])
+        for way, some in (("pictures", every), ("synthetic", mixed))
+    }
+    return {"distractors": len(real.features), "synthetic": count, "difference": difference, "neighbours": neighbours}
 
 
 def _judged_with(groups: list[Group], name: str, joined: Mapping[str, Vectors]) -> dict[str, NDArray[np.float64]]:

@@ -43,8 +43,8 @@ class IndexSettings:
 
     m: links of a picture; ef_construct: pictures looked at to find them; int8: walk copies of the vectors in one
     byte a number, which builds about four times and searches about three times faster at the same recall, for a
-    quarter more memory. Below the engine's indexing threshold (about 20 MB a vector) there is no index and every
-    search is exact. The defaults were chosen with `pocketlens-bench tradeoff` (docs/results.md)."""
+    quarter more memory. Below 10,000 KiB of a vector (10,000 pictures of width 256) the engine makes no index
+    and every search is exact. The defaults were chosen with `pocketlens-bench tradeoff` (docs/results.md)."""
 
     m: int = 32
     ef_construct: int = 200

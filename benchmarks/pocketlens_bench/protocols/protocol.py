@@ -12,6 +12,7 @@ from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+
 from pocketlens_bench.protocols.figures import Figure
 from pocketlens_bench.protocols.ranking import Ranked
 from pocketlens_bench.protocols.task import Task
@@ -75,3 +76,18 @@ def _joined(parts: Iterable[Values]) -> Values:
     if not kept:
         raise ValueError("a task without queries cannot be judged")
     return {name: np.concatenate([part[name] for part in kept]) for name in kept[0]}
+
+
+def percent(values: Sequence[Values], name: str) -> NDArray[np.float64]:
+    """A measure's values of all tasks' queries, in percent."""
+    return 100 * np.concatenate([some[name] for some in values])
+
+
+def groups(tasks: Sequence[Task]) -> list[str]:
+    """The group of each query of all tasks."""
+    return [query.group for task in tasks for query in task.queries]
+
+
+def names(tasks: Sequence[Task]) -> list[str]:
+    """The name of its task, for each query of all tasks."""
+    return [task.name for task in tasks for _ in task.queries]

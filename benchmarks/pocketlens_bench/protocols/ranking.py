@@ -10,6 +10,7 @@ from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
+
 from pocketlens_bench.protocols.task import Query, Task, mask
 
 CELLS = 16_000_000  # query x gallery cells sorted at once: 128 MB of sort keys

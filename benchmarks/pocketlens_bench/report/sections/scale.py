@@ -34,8 +34,8 @@ class Scale(Section):
             yield _sizes(each)
         if approximate := result.data.each_of("approximate"):
             yield from _approximate(approximate)
-        if check := result.data.get("check"):
-            yield from _check(check)
+        if checks := result.data.each_of("check"):
+            yield from _check(checks)
 
 
 def _sizes(each: Node) -> str:
@@ -75,18 +75,26 @@ def _approximate(rows: Sequence[Node]) -> Iterator[Block]:
     )
 
 
-def _check(check: Node) -> Iterator[Block]:
-    """Half of the distractors synthetic against all of them pictures."""
-    differences = check["difference"]
+def _check(checks: Sequence[Node]) -> Iterator[Block]:
+    """Some of the distractors synthetic against all of them pictures."""
+    rows = checks[0]["difference"].keys()
+    metrics = checks[0]["difference"][rows[0]].keys()
     yield (
-        f"**Are the synthetic vectors as hard as pictures?** {check['pictures'].whole():,} distractors, half of them "
-        "synthetic and made from the other half, against all of them pictures; the difference in points, paired."
+        "**Are the synthetic vectors as hard as pictures?** Some distractors synthetic, made from the others, against "
+        "all of them pictures; the difference in points, paired."
     )
-    names = differences.keys()
-    metrics = differences[names[0]].keys()
     yield table(
-        ["asked by", *metrics],
-        ([name, *(measured(differences[name][metric].figure(), sign="+") for metric in metrics)] for name in names),
+        ["distractors", "of them synthetic", "asked by", *metrics],
+        (
+            [
+                f"{check['distractors'].whole():,}",
+                f"{check['synthetic'].whole():,}",
+                name,
+                *(measured(check["difference"][name][metric].figure(), sign="+") for metric in metrics),
+            ]
+            for check in checks
+            for name in rows
+        ),
     )
 
 

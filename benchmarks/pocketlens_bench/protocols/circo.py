@@ -1,0 +1,72 @@
+"""CIRCO (Baldrati et al., ICCV 2023): a COCO photo and a sentence, with several right answers."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pocketlens_bench.protocols import measures
+from pocketlens_bench.protocols.figures import Figure, over_queries
+from pocketlens_bench.protocols.protocol import Protocol, Reading, Statement, Values, percent
+from pocketlens_bench.protocols.queries import CircoQuery
+from pocketlens_bench.protocols.ranking import Ranked
+from pocketlens_bench.protocols.task import Task
+
+KS = (5, 10, 25, 50)
+ASPECTS = (
+    "cardinality", "addition", "negation", "direct_addressing", "compare_change", "comparative_statement",
+    "statement_with_conjunction", "spatial_relations_background", "viewpoint",
+)  # fmt: skip
+
+
+class Circo(Protocol):
+    name = "circo"
+    title = "CIRCO"
+    depth = 50
+    headline = ("mAP@5", "mAP@10", "mAP@25", "mAP@50")
+    submission = 50
+    states = Statement(
+        gallery="all 123,403 pictures of COCO 2017 unlabeled",
+        queries="every query once, with `relative_caption` alone; works that also read `shared_concept` must say so",
+        exclusions="none: the reference stays in the gallery",
+        denominators="AP@k: precision at each right answer among the first k, summed, over min(right answers, k). "
+        "R@k: whether the one picture the query was written for is among the first k. mAP@10 by aspect: a query counts "
+        "in each of its aspects",
+        ties="official: undefined (torch.topk). Ours: the named policy",
+        source="miccunifi/CIRCO 267b5c90 evaluation.py; miccunifi/SEARLE a9c314ba",
+    )
+
+    def load(self, root: Path, reading: Reading) -> list[Task]:
+        from pocketlens_bench.protocols.load_circo import load_circo
+
+        return load_circo(root, reading)
+
+    def values(self, block: Ranked) -> Values:
+        places = np.array([block.task.place.get(target(query), -2) for query in block.queries])
+        at_target: measures.Hits = block.order == places[:, None]
+        aspects = np.array([[aspect in aspects_of(query) for aspect in ASPECTS] for query in block.queries])
+        ap10 = average_precision(block, 10)
+        return {
+            **{f"mAP@{k}": average_precision(block, k) for k in KS},
+            **{f"R@{k} of the target": measures.hit_rate(at_target, k) for k in KS},
+            **{
+                f"mAP@10, {aspect}": np.where(carried, ap10, np.nan)
+                for aspect, carried in zip(ASPECTS, aspects.T, strict=True)
+            },
+        }
+
+    def figures(self, tasks: Sequence[Task], values: Sequence[Values]) -> list[Figure]:
+        says = "plain average precision over min(right answers, k), mean over queries"
+        return [over_queries(name, says, percent(values, name)) for name in values[0]]
+
+
+def average_precision(block: Ranked, k: int) -> measures.Values:
+    return measures.plain_ap(block.hits, np.minimum(block.relevant, k), k)
+
+
+def target(query: object) -> str:
+    return query.target or "" if isinstance(query, CircoQuery) else ""
+
+
+def aspects_of(query: object) -> tuple[str, ...]:
+    return query.aspects if isinstance(query, CircoQuery) else ()

@@ -1,0 +1,66 @@
+"""Measures of one ranking, for many queries at once.
+
+All take `hits` (queries, depth) bool, whether the picture at each rank is relevant, and denominators (queries,). A
+ranking shorter than k is a ranking whose further places are misses. Three families of average precision are in use
+and none is called "AP" alone. Results are float64, 0 to 1. Knows no benchmark; which denominator a benchmark takes
+stands in its protocol."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+Hits = NDArray[np.bool_]
+Counts = NDArray[np.integer] | NDArray[np.floating]
+Values = NDArray[np.float64]
+
+
+def hit_rate(hits: Hits, k: int) -> Values:
+    """1 if any relevant picture is among the first k, else 0."""
+    return np.asarray(hits[:, :k].any(axis=1), np.float64)
+
+
+def hits_over(hits: Hits, k: int | None, over: Counts | float) -> Values:
+    """Relevant pictures among the first k (None: all), divided by `over`; 0 where `over` is 0.
+
+    Over the number of relevant pictures: recall@k; over k: precision@k."""
+    return share(hits[:, :k].sum(axis=1).astype(np.float64), over)
+
+
+def plain_ap(hits: Hits, over: Counts | float, k: int | None = None) -> Values:
+    """Sum of the precision at each relevant rank up to k (None: all), divided by `over`; 0 where `over` is 0."""
+    first = hits[:, :k]
+    return share((precision(first) * first).sum(axis=1), over)
+
+
+def trapezoid_ap(hits: Hits, over: Counts | float, k: int | None = None) -> Values:
+    """As plain, but each precision is the mean of that just before and just after the relevant picture (Radenovic et
+    al.): for the j-th at rank r, both from 0, (j / r + (j + 1) / (r + 1)) / 2, where j / r is 1 at r = 0."""
+    first = hits[:, :k]
+    seen = first.cumsum(axis=1)
+    ranks = np.arange(first.shape[1])
+    before = np.where(ranks == 0, 1.0, (seen - first) / np.maximum(ranks, 1))
+    return share((0.5 * (before + seen / (ranks + 1)) * first).sum(axis=1), over)
+
+
+def interpolated_ap(hits: Hits, over: Counts | float, k: int | None = None) -> Values:
+    """As plain, but the precision at a rank is the largest at that rank or later (PASCAL VOC's envelope)."""
+    first = hits[:, :k]
+    envelope = np.maximum.accumulate(precision(first)[:, ::-1], axis=1)[:, ::-1]
+    return share((envelope * first).sum(axis=1), over)
+
+
+def precision(hits: Hits) -> Values:
+    """(queries, depth): share of relevant pictures among those up to each rank."""
+    return hits.cumsum(axis=1) / np.arange(1, hits.shape[1] + 1)
+
+
+def last_hit(hits: Hits) -> NDArray[np.int64]:
+    """(queries,): rank, from 1, of the last relevant picture; 0 if there is none."""
+    depth = hits.shape[1]
+    return np.where(hits.any(axis=1), depth - hits[:, ::-1].argmax(axis=1), 0) if depth else np.zeros(len(hits), int)
+
+
+def share(of: Values, over: Counts | float) -> Values:
+    """`of` / `over`, 0 where `over` is 0."""
+    below = np.broadcast_to(np.asarray(over, np.float64), of.shape)
+    shares: Values = np.divide(of, below, out=np.zeros_like(of), where=below > 0)
+    return shares
