@@ -56,8 +56,14 @@ class Circo(Protocol):
         }
 
     def figures(self, tasks: Sequence[Task], values: Sequence[Values]) -> list[Figure]:
-        says = "plain average precision over min(right answers, k), mean over queries"
-        return [over_queries(name, says, percent(values, name)) for name in values[0]]
+        return [over_queries(name, says(name), percent(values, name)) for name in values[0]]
+
+
+def says(name: str) -> str:
+    if name.startswith("R@"):
+        return "share of queries with the one picture they were written for among the first k"
+    over = "the queries that carry the aspect" if "," in name else "queries"
+    return f"plain average precision over min(right answers, k), mean over {over}"
 
 
 def average_precision(block: Ranked, k: int) -> measures.Values:

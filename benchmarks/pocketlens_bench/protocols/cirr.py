@@ -75,8 +75,8 @@ class CirrSoft(Cirr):
     def values(self, block: Ranked) -> Values:
         worth = np.zeros(block.order.shape)
         for row, order, query in zip(worth, block.order, block.queries, strict=True):
-            of = {block.task.place[name]: value for name, value in soft(query).items() if name in block.task.place}
-            row[:] = [of.get(place, 0.0) for place in order.tolist()]
+            for name, value in soft(query).items():
+                row[order == block.task.place.get(name, -2)] = value
         inside = _members(block)
         return {
             **{f"R@{k}": best(worth, k) for k in (1, 2, 5, 10, 50, 100)},

@@ -14,7 +14,11 @@ from pocketlens_bench.protocols.ranking import Ranked
 from pocketlens_bench.protocols.task import Task, mask
 
 KS = (1, 5, 10)
-SETUPS = {"E": ("easy", ("junk", "hard")), "M": ("easy and hard", ("junk",)), "H": ("hard", ("junk", "easy"))}
+SETUPS = {  # positives, and what is ignored
+    "E": (("easy",), ("junk", "hard")),
+    "M": (("easy", "hard"), ("junk",)),
+    "H": (("hard",), ("junk", "easy")),
+}
 
 
 class Landmarks(Protocol):
@@ -45,10 +49,9 @@ class Landmarks(Protocol):
             for name in ("easy", "hard", "junk")
         }
         values: dict[str, NDArray[np.float64]] = {}
-        for setup, (_, ignored) in SETUPS.items():
-            wanted = {"E": ("easy",), "M": ("easy", "hard"), "H": ("hard",)}[setup]
+        for setup, (wanted, ignored) in SETUPS.items():
             positives = _any(sets, wanted)
-            count = np.array([sum(len(getattr(query, name)) for name in wanted) for query in block.queries])
+            count = np.array([sum(len(pictures(query, name)) for name in wanted) for query in block.queries])
             hits = without(positives, _any(sets, ignored) | (block.order < 0))
             values[f"mAP, {setup}"] = np.where(count > 0, measures.trapezoid_ap(hits, count), np.nan)
             for k in KS:
@@ -58,7 +61,9 @@ class Landmarks(Protocol):
     def figures(self, tasks: Sequence[Task], values: Sequence[Values]) -> list[Figure]:
         return [
             over_queries(
-                name, f"positives: {SETUPS[name[-1]][0]}; mean over queries that have any", percent(values, name)
+                name,
+                f"positives: {' and '.join(SETUPS[name[-1]][0])}; mean over queries that have any",
+                percent(values, name),
             )
             for name in values[0]
         ]
@@ -72,6 +77,12 @@ class ROxford(Landmarks):
 class RParis(Landmarks):
     name = "rparis"
     title = "RParis6k"
+
+
+def pictures(query: object, name: str) -> frozenset[str]:
+    """The query's easy, hard or junk pictures."""
+    assert isinstance(query, LandmarkQuery)  # the loader makes no others
+    return getattr(query, name)
 
 
 def precision_at(hits: NDArray[np.bool_], k: int) -> NDArray[np.float64]:

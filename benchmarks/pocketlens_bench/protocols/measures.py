@@ -27,30 +27,32 @@ def hits_over(hits: Hits, k: int | None, over: Counts | float) -> Values:
 
 def plain_ap(hits: Hits, over: Counts | float, k: int | None = None) -> Values:
     """Sum of the precision at each relevant rank up to k (None: all), divided by `over`; 0 where `over` is 0."""
-    first = hits[:, :k]
-    return share((precision(first) * first).sum(axis=1), over)
+    return share(np.nansum(_precisions(hits[:, :k])[1], axis=1), over)
 
 
 def trapezoid_ap(hits: Hits, over: Counts | float, k: int | None = None) -> Values:
     """As plain, but each precision is the mean of that just before and just after the relevant picture (Radenovic et
     al.): for the j-th at rank r, both from 0, (j / r + (j + 1) / (r + 1)) / 2, where j / r is 1 at r = 0."""
-    first = hits[:, :k]
-    seen = first.cumsum(axis=1)
-    ranks = np.arange(first.shape[1])
-    before = np.where(ranks == 0, 1.0, (seen - first) / np.maximum(ranks, 1))
-    return share((0.5 * (before + seen / (ranks + 1)) * first).sum(axis=1), over)
+    ranks, after = _precisions(hits[:, :k])
+    before = np.where(ranks == 0, 1.0, np.arange(ranks.shape[1]) / np.maximum(ranks, 1))
+    return share(np.nansum(0.5 * (before + after), axis=1), over)
 
 
 def interpolated_ap(hits: Hits, over: Counts | float, k: int | None = None) -> Values:
-    """As plain, but the precision at a rank is the largest at that rank or later (PASCAL VOC's envelope)."""
-    first = hits[:, :k]
-    envelope = np.maximum.accumulate(precision(first)[:, ::-1], axis=1)[:, ::-1]
-    return share((envelope * first).sum(axis=1), over)
+    """As plain, but the precision at a rank is the largest at that rank or later (PASCAL VOC's envelope), which is
+    always that of a relevant rank."""
+    _, after = _precisions(hits[:, :k])
+    envelope = np.maximum.accumulate(np.nan_to_num(after)[:, ::-1], axis=1)[:, ::-1]
+    return share(np.where(np.isnan(after), 0.0, envelope).sum(axis=1), over)
 
 
-def precision(hits: Hits) -> Values:
-    """(queries, depth): share of relevant pictures among those up to each rank."""
-    return hits.cumsum(axis=1) / np.arange(1, hits.shape[1] + 1)
+def _precisions(hits: Hits) -> tuple[Values, Values]:
+    """Rank, from 0, of each query's j-th relevant picture, and the precision there, both (queries, most hits); NaN
+    where a query has fewer. Much smaller than `hits`: a few pictures of a large gallery are relevant."""
+    counts = hits.sum(axis=1)
+    ranks = np.full((len(hits), int(counts.max(initial=0))), np.nan)
+    ranks[np.arange(ranks.shape[1]) < counts[:, None]] = np.nonzero(hits)[1]
+    return ranks, np.arange(1, ranks.shape[1] + 1) / (ranks + 1)
 
 
 def last_hit(hits: Hits) -> NDArray[np.int64]:

@@ -67,7 +67,10 @@ class Protocol(ABC):
         """The figures, headline first, from the values of all queries of each task."""
 
     def judge(self, tasks: Sequence[Task], blocks: Sequence[Iterable[Ranked]]) -> list[Figure]:
-        """The figures from the rankings of each task, block by block."""
+        """The figures from the rankings of each task, block by block. Raises ValueError where nothing is known to be
+        right: a test split's truth is on its server."""
+        if not any(query.relevant for task in tasks for query in task.queries):
+            raise ValueError(f"{self.name}: no query has a known answer, so nothing can be judged")
         return self.figures(tasks, [_joined(self.values(block) for block in some) for some in blocks])
 
 

@@ -41,7 +41,8 @@ class Sketches(Protocol):
         exclusions="none",
         denominators="in each figure's own name; a query whose class has no photo counts as 0. Means are over queries, "
         "not over classes",
-        ties="official: undefined sorts, except where sklearn takes tied scores at once. Ours: the named policy",
+        ties="official: undefined sorts, except where sklearn takes tied scores at once, which lies between "
+        "optimistic and pessimistic. Ours: the named policy",
         source="the class and file lists of SAKE and ZSE-SBIR; each figure names the code it agrees with",
     )
 
