@@ -37,11 +37,13 @@ class Reading:
     """How a benchmark is read.
 
     split: the benchmark's own name for it; "" means the one its papers report on. pictures: also find the picture
-    files. allow_missing: so many files may be absent and are left out by name; one more is an error."""
+    files. allow_missing: so many files may be absent and are left out by name; one more is an error. any_size: go on
+    when gallery or queries are not as many as officially, and say so."""
 
     split: str = ""
     pictures: bool = True
     allow_missing: int = 0
+    any_size: bool = False
 
 
 class Protocol(ABC):

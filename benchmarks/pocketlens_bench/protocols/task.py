@@ -45,13 +45,15 @@ class Task:
     """Queries to one gallery. A benchmark is one or several.
 
     gallery: picture ids, none twice, in the benchmark's own order. pictures: where each gallery and reference picture
-    lies; empty when only annotations were read. missing: ids whose file was not found and was left out by leave."""
+    lies; empty when only annotations were read. missing: ids whose file was not found and was left out by leave.
+    notes: what every result of this task must say."""
 
     name: str
     gallery: tuple[str, ...]
     queries: tuple[Query, ...]
     pictures: Mapping[str, Where] = field(default_factory=dict)
     missing: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def place(self) -> dict[str, int]:
