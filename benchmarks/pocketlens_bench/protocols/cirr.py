@@ -45,7 +45,7 @@ class Cirr(Protocol):
         subset = within_group(block, block.hits)
         return {
             **{f"R@{k}": measures.hit_rate(block.hits, k) for k in KS},
-            **{f"R_subset@{k}": measures.hit_rate(subset, k) for k in SUBSET_KS},
+            **{f"R_subset@{k}": if_whole(block, measures.hit_rate(subset, k)) for k in SUBSET_KS},
         }
 
     def figures(self, tasks: Sequence[Task], values: Sequence[Values]) -> list[Figure]:
@@ -80,7 +80,7 @@ class CirrSoft(Cirr):
         inside = _members(block)
         return {
             **{f"R@{k}": best(worth, k) for k in (1, 2, 5, 10, 50, 100)},
-            **{f"R_subset@{k}": best(_gathered(worth, inside), k) for k in SUBSET_KS},
+            **{f"R_subset@{k}": if_whole(block, best(_gathered(worth, inside), k)) for k in SUBSET_KS},
         }
 
     def figures(self, tasks: Sequence[Task], values: Sequence[Values]) -> list[Figure]:
@@ -97,10 +97,14 @@ def best(worth: NDArray[np.float64], k: int) -> NDArray[np.float64]:
     return np.maximum(worth[:, :k].max(axis=1, initial=0.0), 0.0)
 
 
-def within_group(block: Ranked, of: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """`of` (queries, depth) at the ranks of the query's own group, in their order, (queries, up to 5).
+def if_whole(block: Ranked, values: measures.Values) -> measures.Values:
+    """`values`, or NaN if a ranking ends early: where the group's other members stand is then not known."""
+    whole = ((block.order >= 0).sum(axis=1) == block.candidates).all()
+    return values if whole else np.full(len(values), np.nan)
 
-    A member beyond the ranking's depth is not there: it counts as ranked behind those that are."""
+
+def within_group(block: Ranked, of: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """`of` (queries, depth) at the ranks of the query's own group, in their order, (queries, up to 5)."""
     return _gathered(of, _members(block))
 
 

@@ -1,0 +1,135 @@
+"""Others' rankings under a protocol, and two of them against each other.
+
+Owns the result of `pocketlens-bench score`: figures with intervals, their breakdown by group, paired differences.
+Knows no model; rankings come from rankings.py, counting from protocols. Called by cli/score.py."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from pocketlens_bench.conditions import conditions, load_now
+from pocketlens_bench.protocols import PROTOCOLS
+from pocketlens_bench.protocols.figures import CONFIDENCE, RESAMPLES, Figure, Measured
+from pocketlens_bench.protocols.protocol import Protocol, Reading
+from pocketlens_bench.protocols.ranking import Ties
+from pocketlens_bench.protocols.reading import BadSet
+from pocketlens_bench.protocols.task import Task
+from pocketlens_bench.rankings import read
+
+HONESTY = (
+    "Intervals say how sure a figure is for queries like these; they do not hold the choice of benchmark, of words put "
+    "to the queries, or of training seeds."
+)
+
+
+def measure(
+    name: str,
+    ranking: Path,
+    annotations: Path,
+    *,
+    against: Path | None = None,
+    reading: Reading,
+    ties: Ties = Ties.PESSIMISTIC,
+    allow_short: bool = False,
+    per_query: bool = False,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Everything `pocketlens-bench score` says, as one JSON object; percent, null where nothing counts.
+
+    Raises BadSet for the annotations and BadRanking for a ranking."""
+    load, began = load_now(), perf_counter()
+    protocol = PROTOCOLS[name]
+    tasks = protocol.load(annotations, reading)
+    if not any(query.relevant for task in tasks for query in task.queries):
+        raise BadSet(f"{name}, split {reading.split or 'of papers'}: its truth is not public; its server scores it")
+    files = [ranking, *([against] if against else [])]
+    rows = [protocol.judge(tasks, read(file, protocol, tasks, ties=ties, allow_short=allow_short)) for file in files]
+    differences = [*compared(rows[0], rows[1], seed)] if against else []
+    table = {
+        "key": name,
+        "title": protocol.title,
+        "queries": sum(len(task.queries) for task in tasks),
+        "gallery": sum(len(task.gallery) for task in tasks),
+        "rows": [
+            {"name": file.stem, **{figure.name: told(figure.measured(seed=seed)) for figure in row}}
+            for file, row in zip(files, rows, strict=True)
+        ],
+        "groups": [
+            {"name": file.stem, **{figure.name: by_group(figure) for figure in row if len(figure.groups) > 1}}
+            for file, row in zip(files, rows, strict=True)
+        ],
+        "differences": differences,
+    }
+    if per_query:
+        table["query_ids"] = [f"{task.name}/{query.id}" for task in tasks for query in task.queries]
+        for said, row in zip(table["rows"], rows, strict=True):
+            said["per_query"] = {figure.name: [number(value) for value in figure.values.tolist()] for figure in row}
+    return {
+        "benchmark": "score",
+        "set": name,
+        "unit": "percent",
+        "protocols": [stated(protocol)],
+        "ties": str(ties),
+        "tables": [table],
+        "lost": [*losses(files, differences)],
+        "left_out": notes(tasks),
+        "honesty": HONESTY,
+        "conditions": conditions(
+            None,
+            load=load,
+            seconds=round(perf_counter() - began, 1),
+            threads={},
+            seeds={"bootstrap": seed},
+            sizes={"resamples": RESAMPLES, "confidence": CONFIDENCE, "queries": table["queries"]},
+        ),
+    }
+
+
+def stated(protocol: Protocol) -> dict[str, Any]:
+    """A protocol's name, title and statement."""
+    return {
+        "name": protocol.name, "title": protocol.title, "depth": protocol.depth, "headline": list(protocol.headline),
+        **asdict(protocol.states),
+    }  # fmt: skip
+
+
+def told(measured: Measured) -> dict[str, float | None]:
+    return {name: number(value) for name, value in asdict(measured).items()}
+
+
+def number(value: float) -> float | None:
+    """JSON knows no NaN."""
+    return None if np.isnan(value) else float(value)
+
+
+def by_group(figure: Figure) -> dict[str, float | None]:
+    return {name: number(mean) for name, mean in zip(figure.groups, figure.group_means().tolist(), strict=True)}
+
+
+def compared(these: Sequence[Figure], those: Sequence[Figure], seed: int) -> Iterator[dict[str, Any]]:
+    """Each figure of the first ranking less that of the second, paired, and on how many queries which was better."""
+    for mine, other in zip(these, those, strict=True):
+        if np.isnan(mine.value) or np.isnan(other.value):
+            continue
+        difference = mine.minus(other, seed=seed)
+        apart = (mine.values - other.values)[~np.isnan(mine.values)]
+        yield {
+            "figure": mine.name, **asdict(difference), "beyond_noise": not difference.low <= 0 <= difference.high,
+            "queries_better": int((apart > 0).sum()), "queries_worse": int((apart < 0).sum()),
+            "queries_alike": int((apart == 0).sum()),
+        }  # fmt: skip
+
+
+def losses(files: Sequence[Path], differences: Sequence[dict[str, Any]]) -> Iterator[str]:
+    for one in differences:
+        if one["beyond_noise"] and one["value"] < 0:
+            yield f"{files[0].stem} is behind {files[1].stem} in {one['figure']} by {-one['value']:.2f} points"
+
+
+def notes(tasks: Sequence[Task]) -> list[str]:
+    """What the loader says about these tasks."""
+    return list(dict.fromkeys(note for task in tasks for note in task.notes))
