@@ -25,9 +25,9 @@ def print_score(console: Console, result: Json) -> None:
     for row in table["groups"]:
         if headline := [name for name in figures if name in row][:3]:
             console.print(_groups(row, headline))
-    if table["differences"]:
-        _line(console, f"{table['rows'][0]['name']} less {table['rows'][1]['name']}, points, paired:")
-        console.print(_differences(table["differences"]))
+    for each in table["differences"]:
+        _line(console, f"{each['of']} less {each['over']}, points, paired:")
+        console.print(_differences(each))
     for said in [*(f"Note: {note}." for note in result["left_out"]), f"Read with care: {result['honesty']}"]:
         _line(console, said)
     for line in condition_lines(result["conditions"]):
@@ -48,20 +48,20 @@ def _groups(row: Json, names: Sequence[str]) -> Table:
     return shown
 
 
-def _differences(differences: Sequence[Json]) -> Table:
-    shown = Table("figure", "difference", "95 % interval", "beyond noise", "better", "worse", "alike")
-    for one in differences:
+def _differences(each: Json) -> Table:
+    shown = Table("figure", "difference", "95 % interval", "noise?", "better", "worse", "alike")
+    for name, one in each.items():
+        if name in ("of", "over"):
+            continue
         shown.add_row(
-            one["figure"], f"{one['value']:+.2f}", f"{one['low']:+.2f} to {one['high']:+.2f}",
-            "yes" if one["beyond_noise"] else "no",
+            name, f"{one['value']:+.2f}", f"{one['low']:+.2f} to {one['high']:+.2f}",
+            "no" if one["beyond_noise"] else "may be",
             *(f"{one[f'queries_{how}']:,}" for how in ("better", "worse", "alike")),
         )  # fmt: skip
     return shown
 
 
 def _measured(figure: Json) -> str:
-    if figure["value"] is None:
-        return "none counts"
     return f"{figure['value']:.2f} ({figure['low']:.2f} to {figure['high']:.2f})"
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from pocketlens_bench.conditions import conditions, load_now
 from pocketlens_bench.protocols import PROTOCOLS
-from pocketlens_bench.protocols.figures import CONFIDENCE, RESAMPLES, Figure, Measured
+from pocketlens_bench.protocols.figures import CONFIDENCE, RESAMPLES, Figure
 from pocketlens_bench.protocols.protocol import Protocol, Reading
 from pocketlens_bench.protocols.ranking import Ties
 from pocketlens_bench.protocols.reading import BadSet
@@ -48,19 +48,20 @@ def measure(
         raise BadSet(f"{name}, split {reading.split or 'of papers'}: its truth is not public; its server scores it")
     files = [ranking, *([against] if against else [])]
     rows = [protocol.judge(tasks, read(file, protocol, tasks, ties=ties, allow_short=allow_short)) for file in files]
-    differences = [*compared(rows[0], rows[1], seed)] if against else []
+    names = [file.stem for file in files]
+    differences = [compared((names[0], names[1]), rows[0], rows[1], seed)] if against else []
     table = {
         "key": name,
         "title": protocol.title,
         "queries": sum(len(task.queries) for task in tasks),
         "gallery": sum(len(task.gallery) for task in tasks),
         "rows": [
-            {"name": file.stem, **{figure.name: told(figure.measured(seed=seed)) for figure in row}}
-            for file, row in zip(files, rows, strict=True)
+            {"name": name, **{figure.name: asdict(figure.measured(seed=seed)) for figure in row if counts(figure)}}
+            for name, row in zip(names, rows, strict=True)
         ],
         "groups": [
-            {"name": file.stem, **{figure.name: by_group(figure) for figure in row if len(figure.groups) > 1}}
-            for file, row in zip(files, rows, strict=True)
+            {"name": name, **{figure.name: by_group(figure) for figure in row if len(figure.groups) > 1}}
+            for name, row in zip(names, rows, strict=True)
         ],
         "differences": differences,
     }
@@ -75,8 +76,8 @@ def measure(
         "protocols": [stated(protocol)],
         "ties": str(ties),
         "tables": [table],
-        "lost": [*losses(files, differences)],
-        "left_out": notes(tasks),
+        "lost": [*losses(differences)],
+        "left_out": notes(tasks) + uncounted(rows),
         "honesty": HONESTY,
         "conditions": conditions(
             None,
@@ -97,8 +98,16 @@ def stated(protocol: Protocol) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def told(measured: Measured) -> dict[str, float | None]:
-    return {name: number(value) for name, value in asdict(measured).items()}
+def counts(figure: Figure) -> bool:
+    """Whether any query counts in it."""
+    return not np.isnan(figure.value)
+
+
+def uncounted(rows: Sequence[Sequence[Figure]]) -> list[str]:
+    """Figures in which no query counts."""
+    return list(
+        dict.fromkeys(f"{figure.name}: no query counts in it" for row in rows for figure in row if not counts(figure))
+    )
 
 
 def number(value: float) -> float | None:
@@ -110,24 +119,27 @@ def by_group(figure: Figure) -> dict[str, float | None]:
     return {name: number(mean) for name, mean in zip(figure.groups, figure.group_means().tolist(), strict=True)}
 
 
-def compared(these: Sequence[Figure], those: Sequence[Figure], seed: int) -> Iterator[dict[str, Any]]:
+def compared(names: tuple[str, str], these: Sequence[Figure], those: Sequence[Figure], seed: int) -> dict[str, Any]:
     """Each figure of the first ranking less that of the second, paired, and on how many queries which was better."""
+    difference: dict[str, Any] = {"of": names[0], "over": names[1]}
     for mine, other in zip(these, those, strict=True):
         if np.isnan(mine.value) or np.isnan(other.value):
             continue
-        difference = mine.minus(other, seed=seed)
+        measured = mine.minus(other, seed=seed)
         apart = (mine.values - other.values)[~np.isnan(mine.values)]
-        yield {
-            "figure": mine.name, **asdict(difference), "beyond_noise": not difference.low <= 0 <= difference.high,
+        difference[mine.name] = {
+            **asdict(measured), "beyond_noise": not measured.low <= 0 <= measured.high,
             "queries_better": int((apart > 0).sum()), "queries_worse": int((apart < 0).sum()),
             "queries_alike": int((apart == 0).sum()),
         }  # fmt: skip
+    return difference
 
 
-def losses(files: Sequence[Path], differences: Sequence[dict[str, Any]]) -> Iterator[str]:
-    for one in differences:
-        if one["beyond_noise"] and one["value"] < 0:
-            yield f"{files[0].stem} is behind {files[1].stem} in {one['figure']} by {-one['value']:.2f} points"
+def losses(differences: Sequence[dict[str, Any]]) -> Iterator[str]:
+    for each in differences:
+        for name, one in each.items():
+            if isinstance(one, dict) and one["beyond_noise"] and one["value"] < 0:
+                yield f"{each['of']} is behind {each['over']} in {name} by {-one['value']:.2f} points"
 
 
 def notes(tasks: Sequence[Task]) -> list[str]:

@@ -58,7 +58,7 @@ def read_lines(file: Path) -> Iterator[tuple[int, str]]:
         raise BadSet(f"{file} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise BadSet(f"{file} is not UTF-8 text: {error.reason} at byte {error.start}") from error
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: JSON may hold U+2028
         if line.strip():
             yield number, line.rstrip()
 
@@ -190,7 +190,9 @@ class Shelf:
 
     def find(self, name: str) -> Path | None:
         """The file of a relative posix path with or without its suffix; another suffix than the named one will do."""
-        found = self._files.get(name) or self._files.get(PurePosixPath(name).with_suffix("").as_posix())
+        path = PurePosixPath(name)
+        bare = path.with_suffix("").as_posix() if path.suffix.lower() in SUFFIXES else name  # "v1.5" has no suffix
+        found = self._files.get(name) or self._files.get(bare)
         return self.folder / found if found else None
 
     def every(self) -> list[str]:
