@@ -111,6 +111,14 @@ class Entry:
                 raise self.wrong(f"`{key}`, `{name}` must be a number, found {_what(value)}")
         return {name: float(value) for name, value in found.items()}
 
+    def numbers_in(self, key: str) -> list[float]:
+        """A list of numbers."""
+        found = self._typed(key, list, "a list")
+        for item in found:
+            if isinstance(item, bool) or not isinstance(item, int | float):
+                raise self.wrong(f"`{key}` must hold numbers only, found {_what(item)}")
+        return [float(item) for item in found]
+
     def only(self, *known: str) -> None:
         """Refuse keys that nobody reads: a typing mistake would otherwise pass in silence."""
         if unknown := sorted(self._value.keys() - set(known)):
