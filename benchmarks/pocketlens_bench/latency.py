@@ -114,10 +114,11 @@ def edge_table(
     return table(title, repeat(once, rounds, title, on_progress))
 
 
-def camera_photo() -> bytes:
-    """A JPEG as large as a phone's, with enough noise to be as heavy; its content does not matter here."""
+def camera_photo(blobs: int = 48) -> bytes:
+    """A JPEG as large as a phone's, with enough noise to be as heavy. blobs: patches of colour from top to bottom,
+    which decide how heavy it is when made small."""
     rng = np.random.default_rng(0)
-    small = Image.fromarray(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8))
+    small = Image.fromarray(rng.integers(0, 256, (blobs, blobs * 4 // 3, 3), dtype=np.uint8))
     smooth = np.asarray(small.resize(CAMERA, Image.Resampling.BICUBIC), np.int16)
     noisy = np.clip(smooth + rng.integers(-8, 9, smooth.shape, dtype=np.int16), 0, 255).astype(np.uint8)
     file = io.BytesIO()

@@ -158,12 +158,43 @@ def _tokens_sizes(run: Run) -> Mapping[str, Any]:
     return asdict(QUICK if run.quick else FULL)
 
 
+def _network(run: Run, on_progress: OnProgress) -> Json:
+    from pocketlens_bench.network import PROFILES, measure
+
+    profiles = [each for each in PROFILES if each.name in ("LAN", "4G")] if run.quick else PROFILES
+    return measure(run.bundle, profiles=profiles, **_network_sizes(run), seed=run.seed, on_progress=on_progress)
+
+
+def _network_sizes(run: Run) -> dict[str, Any]:
+    from pocketlens_bench.network import BUDGET_S
+
+    return {"gallery": 500, "budget_s": 1.0} if run.quick else {"gallery": 3000, "budget_s": BUDGET_S}
+
+
+def _scale(run: Run, on_progress: OnProgress) -> Json:
+    from pocketlens_bench.cli.scale import default_cache
+    from pocketlens_bench.scale import FULL, QUICK, measure
+
+    sizes = QUICK if run.quick else FULL
+    return measure(
+        run.bundle, default_cache(), sizes=sizes, seed=run.seed, threads=run.threads, on_progress=on_progress
+    )
+
+
+def _scale_sizes(run: Run) -> Mapping[str, Any]:
+    from pocketlens_bench.scale import FULL, QUICK
+
+    return asdict(QUICK if run.quick else FULL)
+
+
 def _quick(run: Run) -> list[str]:
     return [*(["--quick"] if run.quick else []), *(["--threads", str(run.threads)] if run.threads else [])]
 
 
 PARTS = (
     Part("latency", _latency_sizes, _latency, _latency_options),
+    Part("network", _network_sizes, _network, lambda run: ["--quick"] if run.quick else []),
+    Part("scale", _scale_sizes, _scale, _quick),
     Part("robustness", _robustness_sizes, _robustness, _quick),
     Part("tokens", _tokens_sizes, _tokens, _quick),
 )

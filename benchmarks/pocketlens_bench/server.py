@@ -29,13 +29,27 @@ class Running:
 @contextmanager
 def serving(bundle: Path, gallery: Path, *, threads: int) -> Iterator[Running]:
     """`pocketlens-cloud serve` upon `gallery`. Raises ServerFault, quoting its last words, if it does not come up."""
+    command = [*_program(), "serve", "--gallery", gallery, "--bundle", bundle, "--port", 0]
+    with _running([*command, "--threads", threads, "--log-level", "warning"]) as running:
+        yield running
+
+
+@contextmanager
+def serving_uploads(bundle: Path, gallery: Path, *, threads: int) -> Iterator[Running]:
+    """The upload server of the comparison, upon a gallery that no other process has. Raises ServerFault."""
+    command = [sys.executable, "-m", "pocketlens_bench.uploads", "--gallery", gallery, "--bundle", bundle]
+    with _running([*command, "--threads", threads]) as running:
+        yield running
+
+
+@contextmanager
+def _running(command: list[object]) -> Iterator[Running]:
     with tempfile.TemporaryDirectory(prefix="pocketlens-bench-server-") as folder:
         ready, log = Path(folder) / "ready", Path(folder) / "log"
-        command = [*_program(), "serve", "--gallery", gallery, "--bundle", bundle, "--port", 0]
-        command += ["--ready-file", ready, "--threads", threads, "--log-level", "warning"]
         with log.open("wb") as out:
             started = perf_counter()
-            process = subprocess.Popen(list(map(str, command)), stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+            whole = list(map(str, [*command, "--ready-file", ready]))
+            process = subprocess.Popen(whole, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
         try:
             address = _wait(process, ready, log, started)
             yield Running(address, started, perf_counter() - started)

@@ -36,7 +36,7 @@ def scale(
     1,200 composed questions. Up to 100,000 the distractors are pictures, drawn and put through the large image tower;
     above that they are synthetic vectors made to match them, and how well they match is measured too. Search is exact
     at every size; at 10,000, 100,000 and 1,000,000 also approximate, in the gallery on disk with its default settings.
-    Takes about half an hour on 4 cores, 8 GB of memory and 6 GB of disk; a stopped run goes on where pictures are
+    Takes about half an hour on 4 cores, 10 GB of memory and 6 GB of disk; a stopped run goes on where pictures are
     concerned.
 
     Example: pocketlens-bench scale --out scale.json"""
@@ -65,9 +65,9 @@ def tradeoff(
 ) -> None:
     """Approximate against exact search in the embedded gallery: recall, time, memory, and what building costs.
 
-    Five ways of building (links m, breadth ef_construct, int8 copies or none), each walked in up to four ways at five
-    breadths ef; one search at a time. The gallery's defaults come from this table. A million vectors take an hour or
-    two on 4 cores and 5 GB of disk for each way of building; what is built stays built.
+    Three ways of building (links m, breadth ef_construct, int8 copies or none), each walked in up to four ways at five
+    breadths ef; one search at a time. The gallery's defaults come from this table. A million vectors take half an hour
+    on 4 cores, 10 GB of memory and 3 GB of disk for each way of building; what is built stays built.
 
     Example: pocketlens-bench tradeoff --out tradeoff.json"""
     from dataclasses import replace
