@@ -9,26 +9,15 @@ relevant id, and the whole gallery competes, the anchor's like included. Called 
 """
 
 from collections.abc import Collection, Hashable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pocketlens_bench.protocols.figures import CONFIDENCE, RESAMPLES, Measured
+
 Id = TypeVar("Id", bound=Hashable)
-
-RESAMPLES = 1000  # of a bootstrap: the ends of a 95 % interval are then known to about a tenth of its width
-CONFIDENCE = 0.95
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A mean over queries and its bootstrap interval, in the unit of what was averaged."""
-
-    value: float
-    low: float
-    high: float
 
 
 def recall_at(k: int, ranked: Sequence[Hashable], relevant: Collection[Hashable]) -> float:

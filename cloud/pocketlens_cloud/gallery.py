@@ -59,7 +59,7 @@ class Walk:
     rescore: compare those found by their float32 vectors, so that scores are true cosines; oversampling: so many
     times the wanted number are rescored."""
 
-    ef: int = 512
+    ef: int = 768
     int8: bool = True
     rescore: bool = True
     oversampling: float = 2.0

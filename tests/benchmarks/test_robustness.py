@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 from pocketlens_bench.corruptions import CORRUPTIONS
-from pocketlens_bench.report_tables import print_robustness
+from pocketlens_bench.report.console_tables import print_robustness
 from pocketlens_bench.robustness import measure
 from pocketlens_bench.world import Sizes
 from pocketlens_wire.bundle import default_bundle

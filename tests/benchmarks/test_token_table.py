@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from pocketlens_bench.report_tables import print_tokens
+from pocketlens_bench.report.console_tables import print_tokens
 from pocketlens_bench.students import SHIPPED, gathered
 from pocketlens_bench.token_table import PRECISIONS, measure, received, request_bytes
 from pocketlens_bench.world import Sizes

@@ -87,7 +87,7 @@ def accuracy(
     from pocketlens_wire.tokens import Encoding
 
     from pocketlens_bench.protocols.protocol import Reading
-    from pocketlens_bench.report_runs import print_run
+    from pocketlens_bench.report.console_runs import print_run
     from pocketlens_bench.runs import Options, measure
 
     assert root is not None  # _check

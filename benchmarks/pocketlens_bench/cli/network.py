@@ -25,7 +25,7 @@ def network(
 
     Example: pocketlens-bench network --out network.json"""
     from pocketlens_bench.network import BUDGET_S, PROFILES, measure
-    from pocketlens_bench.report_network import print_network
+    from pocketlens_bench.report.console_network import print_network
 
     check_out(out)
     profiles = [each for each in PROFILES if each.name in ("LAN", "4G")] if quick else PROFILES

@@ -27,7 +27,7 @@ def robustness(
     corruptions look like: pocketlens-bench corruptions.
 
     Example: pocketlens-bench robustness --out robustness.json"""
-    from pocketlens_bench.report_tables import print_robustness
+    from pocketlens_bench.report.console_tables import print_robustness
     from pocketlens_bench.robustness import FULL, QUICK, measure
 
     check_out(out)

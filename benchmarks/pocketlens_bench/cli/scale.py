@@ -40,7 +40,7 @@ def scale(
     concerned.
 
     Example: pocketlens-bench scale --out scale.json"""
-    from pocketlens_bench.report_scale import print_scale
+    from pocketlens_bench.report.console_scale import print_scale
     from pocketlens_bench.scale import FULL, QUICK, measure
 
     check_out(out)
@@ -65,14 +65,14 @@ def tradeoff(
 ) -> None:
     """Approximate against exact search in the embedded gallery: recall, time, memory, and what building costs.
 
-    Three ways of building (links m, breadth ef_construct, int8 copies or none), each walked in up to four ways at five
+    Three ways of building (links m, breadth ef_construct, int8 copies or none), each walked in up to four ways at six
     breadths ef; one search at a time. The gallery's defaults come from this table. A million vectors take half an hour
     on 4 cores, 10 GB of memory and 3 GB of disk for each way of building; what is built stays built.
 
     Example: pocketlens-bench tradeoff --out tradeoff.json"""
     from dataclasses import replace
 
-    from pocketlens_bench.report_scale import print_tradeoff
+    from pocketlens_bench.report.console_scale import print_tradeoff
     from pocketlens_bench.tradeoff import FULL, QUICK, measure
 
     check_out(out)

@@ -42,7 +42,7 @@ def score(
 
     Example: pocketlens-bench score cirr --ranking mine.jsonl --against theirs.jsonl --annotations CIRR"""
     from pocketlens_bench.protocols.protocol import Reading
-    from pocketlens_bench.report_score import print_score
+    from pocketlens_bench.report.console_score import print_score
     from pocketlens_bench.score import measure
 
     check_out(out)
@@ -62,7 +62,7 @@ def protocols(
     """What each protocol counts: gallery, queries, exclusions, denominators, ties, and whose code it agrees with.
 
     Example: pocketlens-bench protocols circo"""
-    from pocketlens_bench.report_score import print_protocol
+    from pocketlens_bench.report.console_score import print_protocol
     from pocketlens_bench.score import stated
 
     chosen = [_known(protocol)] if protocol else list(PROTOCOLS)

@@ -43,7 +43,7 @@ def tokens(
     Further students: pocketlens-train sibling, then pocketlens-export sibling.
 
     Example: pocketlens-bench tokens --out tokens.json"""
-    from pocketlens_bench.report_tables import print_tokens
+    from pocketlens_bench.report.console_tables import print_tokens
     from pocketlens_bench.token_table import FULL, QUICK, measure
 
     check_out(out)

@@ -61,11 +61,12 @@ def _approximate(rows: Sequence[Node]) -> Iterator[Block]:
         "share of exact search's first ten that it finds."
     )
     yield table(
-        ["asked by", "gallery", "recall", "R@10 exact", "R@10 approximate", "p50 ms", "p95 ms"],
+        ["asked by", "gallery", "ef", "recall", "R@10 exact", "R@10 approximate", "p50 ms", "p95 ms"],
         (
             [
                 row["row"].text(),
                 f"{row['gallery'].whole():,}",
+                str(row["ef"].whole()),
                 f"{row['recall'].number():.3f}",
                 *(f"{row[key].number():.1f}" for key in ("R@10 exact", "R@10 approximate")),
                 *(times(row[key].number()) for key in ("p50_ms", "p95_ms")),

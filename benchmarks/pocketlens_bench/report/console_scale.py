@@ -21,10 +21,10 @@ def print_scale(console: Console, result: Json) -> None:
             shown.add_row(table["title"], f"{row['gallery']:,}", f"{row['real']:,}", *figures)
     console.print(shown)
     if result["approximate"]:
-        shown = _table(["asked by", "gallery"], ["recall of exact ten", "R@10 exact", "R@10", "p50 ms", "p95 ms"])
+        shown = _table(["asked by", "gallery"], ["ef", "recall", "R@10 exact", "R@10", "p50 ms", "p95 ms"])
         for row in result["approximate"]:
             shown.add_row(
-                row["row"], f"{row['gallery']:,}", f"{row['recall']:.3f}", f"{row['R@10 exact']:.1f}",
+                row["row"], f"{row['gallery']:,}", str(row["ef"]), f"{row['recall']:.3f}", f"{row['R@10 exact']:.1f}",
                 f"{row['R@10 approximate']:.1f}", f"{row['p50_ms']:.2f}", f"{row['p95_ms']:.2f}",
             )  # fmt: skip
         console.print(shown)
@@ -41,19 +41,25 @@ def print_scale(console: Console, result: Json) -> None:
 
 
 def print_tradeoff(console: Console, result: Json) -> None:
-    """A row per way of building, walking and ef; the default is marked."""
-    columns = ["recall", "p50 ms", "p95 ms", "p99 ms", "build s", "disk GB", "memory GB"]
-    shown = _table(["built", "walked", "ef"], columns)
-    for row in result["rows"]:
-        built = f"m {row['m']}, ef_construct {row['ef_construct']}{', int8' if row['quantised'] else ''}"
-        mark = "*" if row == result["chosen"] else ""
-        times = (f"{row[name]:.2f}" for name in ("p50_ms", "p95_ms", "p99_ms"))
-        shown.add_row(
-            built, row["walked"], f"{row['ef']}{mark}", f"{row['recall']:.3f}", *times, f"{row['build_s']:.0f}",
-            f"{row['disk_bytes'] / 1e9:.2f}", f"{row['memory_bytes'] / 1e9:.2f}",
-        )  # fmt: skip
+    """A table per way of building; a row per way of walking and ef; the default is marked."""
     console.print(f"{result['title']}; recall of exact search's first ten; * the gallery's default", highlight=False)
-    console.print(shown)
+    builds: dict[str, list[Json]] = {}
+    for row in result["rows"]:
+        built = f"m {row['m']}, ef_construct {row['ef_construct']}{', int8 copies' if row['quantised'] else ''}"
+        builds.setdefault(built, []).append(row)
+    for built, rows in builds.items():
+        first = rows[0]
+        console.print(
+            f"{built}: built in {first['build_s']:,.0f} s with {first['build_peak_bytes'] / 1e9:.1f} GB, "
+            f"{first['disk_bytes'] / 1e9:.1f} GB on disk, searched with {first['memory_bytes'] / 1e9:.1f} GB",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
+        shown = _table(["walked"], ["ef", "recall", "p50 ms", "p95 ms", "p99 ms"])
+        for row in rows:
+            mark = "*" if row == result["chosen"] else ""
+            times = (f"{row[name]:.2f}" for name in ("p50_ms", "p95_ms", "p99_ms"))
+            shown.add_row(row["walked"], f"{mark}{row['ef']}", f"{row['recall']:.3f}", *times)
+        console.print(shown)
     _lines(console, result)
     _conditions(console, result)
 

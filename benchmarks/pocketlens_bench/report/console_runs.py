@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pocketlens_bench.report.console import condition_lines
-from pocketlens_bench.report_score import print_protocol
+from pocketlens_bench.report.console_score import print_protocol
 
 Json = Mapping[str, Any]
 ASIDE = ("name", "against", "per_query", "of", "over")
