@@ -171,6 +171,23 @@ def _network_sizes(run: Run) -> dict[str, Any]:
     return {"gallery": 500, "budget_s": 1.0} if run.quick else {"gallery": 3000, "budget_s": BUDGET_S}
 
 
+def _load(run: Run, on_progress: OnProgress) -> Json:
+    from pocketlens_bench.load import FULL, QUICK, measure
+
+    return measure(run.bundle, sizes=QUICK if run.quick else FULL, seed=run.seed, on_progress=on_progress)
+
+
+def _load_sizes(run: Run) -> Mapping[str, Any]:
+    from pocketlens_bench.load import FULL, QUICK
+
+    return _as_json(asdict(QUICK if run.quick else FULL))
+
+
+def _as_json(sizes: Mapping[str, Any]) -> Mapping[str, Any]:
+    """As a results file holds them: JSON knows lists, no tuples."""
+    return json.loads(json.dumps(sizes))
+
+
 def _scale(run: Run, on_progress: OnProgress) -> Json:
     from pocketlens_bench.cli.scale import default_cache
     from pocketlens_bench.scale import FULL, QUICK, measure
@@ -184,7 +201,7 @@ def _scale(run: Run, on_progress: OnProgress) -> Json:
 def _scale_sizes(run: Run) -> Mapping[str, Any]:
     from pocketlens_bench.scale import FULL, QUICK
 
-    return asdict(QUICK if run.quick else FULL)
+    return _as_json(asdict(QUICK if run.quick else FULL))
 
 
 def _quick(run: Run) -> list[str]:
@@ -194,6 +211,7 @@ def _quick(run: Run) -> list[str]:
 PARTS = (
     Part("latency", _latency_sizes, _latency, _latency_options),
     Part("network", _network_sizes, _network, lambda run: ["--quick"] if run.quick else []),
+    Part("load", _load_sizes, _load, lambda run: ["--quick"] if run.quick else []),
     Part("scale", _scale_sizes, _scale, _quick),
     Part("robustness", _robustness_sizes, _robustness, _quick),
     Part("tokens", _tokens_sizes, _tokens, _quick),

@@ -22,6 +22,7 @@ from pocketlens_cloud.bundle import open_cloud_half
 from pocketlens_cloud.compose import VECTOR_OF, Composer
 from pocketlens_cloud.gallery import Gallery
 from pocketlens_cloud.runtime import Graph
+from pocketlens_cloud.server import WORKERS
 from pocketlens_wire.errors import BadBundle
 from pocketlens_wire.pictures import PictureSpec, fit, open_picture
 
@@ -123,14 +124,14 @@ class Uploads:
 
 
 async def serve(uploads: Uploads, ready: Path) -> None:
-    """Until SIGTERM. One picture at a time, as the product's server composes one query at a time."""
+    """Until SIGTERM. As many questions at once as the product's server takes."""
 
     async def search(request: bytes, context: Any) -> bytes:
         del context
-        async with one_at_a_time:
+        async with room:
             return await asyncio.to_thread(uploads.answer, request)
 
-    one_at_a_time = asyncio.Lock()
+    room = asyncio.Semaphore(WORKERS)
     server = grpc.aio.server(options=UNLIMITED)
     service, _, method = METHOD[1:].partition("/")
     handlers = {method: grpc.unary_unary_rpc_method_handler(search)}

@@ -8,11 +8,11 @@ from typing import NoReturn
 import typer
 from pocketlens_wire.errors import PocketlensError
 
-from pocketlens_bench.cli import accuracy, latency, network, paper, report, robustness, scale, score, tokens
+from pocketlens_bench.cli import accuracy, latency, load, network, paper, report, robustness, scale, score, tokens
 from pocketlens_bench.cli.root import commands
 from pocketlens_bench.command_line import remember_command
 
-__all__ = ["accuracy", "app", "latency", "network", "paper", "report", "robustness", "scale", "score", "tokens"]
+__all__ = ["accuracy", "app", "latency", "load", "network", "paper", "report", "robustness", "scale", "score", "tokens"]
 
 
 def app(arguments: list[str] | None = None) -> NoReturn:
