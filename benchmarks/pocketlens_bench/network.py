@@ -12,10 +12,12 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import grpc
 import numpy as np
 from pocketlens_cloud.bundle import open_cloud_half
 from pocketlens_edge.encoder import Encoder
 from pocketlens_samples.queries import composed_set
+from pocketlens_wire.errors import PocketlensError
 from pocketlens_wire.tokens import Encoding
 
 from pocketlens_bench.conditions import conditions, load_now
@@ -74,6 +76,7 @@ def measure(
     load, began = load_now(), perf_counter()
     encoder = Encoder.load(bundle, threads=THREADS)
     photo = camera_photo(BLOBS)
+    failed: list[str] = []
     found = composed_set(queries=20, gallery=gallery)
     with tempfile.TemporaryDirectory(prefix="pocketlens-bench-") as folder, ExitStack() as open_:
         shelf, other = Path(folder) / "gallery", Path(folder) / "gallery-of-uploads"
@@ -86,7 +89,7 @@ def measure(
             row
             for at, profile in enumerate(profiles)
             for row in at_profile(
-                profile, ways, photo, budget_s, seed, at * len(ways), len(profiles) * len(ways), on_progress
+                profile, ways, photo, budget_s, seed, at * len(ways), len(profiles) * len(ways), on_progress, failed
             )
         ]
     return {
@@ -97,7 +100,7 @@ def measure(
         "photo_bytes": len(photo),
         "tables": [{"key": "network", "title": "from photo to answer", "rows": rows}],
         "lost": [*losses(rows)],
-        "left_out": [],
+        "left_out": failed,
         "honesty": f"{HONESTY} {MODEL}.",
         "conditions": conditions(
             bundle,
@@ -139,13 +142,17 @@ def every_way(bundle: Path, encoder: Encoder, tokens: str, uploads: str) -> list
 
 def at_profile(
     profile: Profile, ways: Sequence[Way], photo: bytes, budget_s: float, seed: int, done: int, of: int,
-    on_progress: OnProgress,
+    on_progress: OnProgress, failed: list[str],
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
-    """A row per way."""
+    """A row per way; what fails is told in `failed`."""
     ours: list[float] = []
     for at, way in enumerate(ways):
         on_progress(f"{profile.name}: {way.name}", done + at, of)
-        row, times = asked(profile, way, photo, budget_s, seed)
+        try:
+            row, times = asked(profile, way, photo, budget_s, seed)
+        except (grpc.RpcError, PocketlensError) as error:  # one way that fails must not cost minutes of the others
+            failed.append(f"{profile.name}, {way.name}: it failed ({str(error).splitlines()[-1][:200]})")
+            continue
         ours = times if way.name == OURS else ours
         if len(times) >= FEWEST and way.name != OURS:
             row["p95_over_tokens"] = ratio_of_p95(times, ours, seed)

@@ -29,7 +29,15 @@ from pocketlens_wire.pictures import PictureSpec, fit, open_picture
 from pocketlens_bench.baselines import Baselines
 
 METHOD = "/pocketlens.bench.Uploads/Search"
-UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+UNLIMITED = [
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    (
+        "grpc.http2.bdp_probe",
+        0,
+    ),  # its pings wait behind a large picture on a slow line, and a late one ends the connection
+    ("grpc.http2.ping_timeout_ms", 600_000),
+]
 TOP = 10
 
 Prepare = Callable[[bytes], bytes]  # a picture file to the JPEG that is sent
