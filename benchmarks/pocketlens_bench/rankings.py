@@ -7,10 +7,13 @@ Every refusal names file, line and query. Called by score.py."""
 import json
 import math
 import zipfile
+import zlib
+from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,15 +34,25 @@ class BadRanking(PocketlensError):
 
 @dataclass(frozen=True)
 class One:
-    """One query's ranking as it came. where: file and line, for messages. of_run: one picture of a TREC run, where a
-    query has as many lines as pictures."""
+    """One query's ranking as it came. where: file and line, for messages. of_run: the line number in a TREC run, where
+    a query has as many lines as pictures and the task, if any, stands before the query's id."""
 
     task: str
     query: str
     names: list[str]
     scores: list[float] | None
     where: str
-    of_run: bool = False
+    of_run: int | None = None
+
+
+@dataclass(frozen=True)
+class Held:
+    """One query's ranking, names checked: gallery places, 4 bytes each, as whole runs have hundreds of millions."""
+
+    places: "array[int]"
+    scores: "array[float] | None"
+    where: str
+    lines: "array[int] | None" = None  # of a run: the line of each picture
 
 
 def read(
@@ -48,7 +61,7 @@ def read(
     """The rankings of each task, block by block, in the order of its queries.
 
     allow_short: places that a ranking lacks are misses; otherwise every ranking must go as deep as the protocol looks.
-    Raises BadRanking; for .npz files it may come while the blocks are read."""
+    Raises BadRanking, for what concerns one query alone while the blocks are read."""
     if file.suffix == ".npz":
         return _from_arrays(file, protocol, tasks, ties, allow_short=allow_short)
     rankings = _by_query(_parsed(file), tasks)
@@ -60,48 +73,67 @@ def read(
 
 def _parsed(file: Path) -> Iterator[One]:
     try:
-        with file.open(encoding="utf-8-sig") as lines:
-            first = lines.read(1)
-            while first.isspace():
-                first = lines.read(1)
-            lines.seek(0)
-            if not first:
+        with file.open("rb") as raw:
+            lines = _numbered(file, raw)
+            begun = next(lines, None)
+            if begun is None:
                 raise BadRanking(f"{file} is empty")
-            if first != "{":
-                yield from map(_trec, _numbered(file, lines))
+            lines = chain([begun], lines)
+            if not begun[1].lstrip().startswith("{"):
+                yield from (_trec(file, number, line) for number, line in lines)
                 return
-            begun = lines.readline()
-            if _is_line(begun):
-                lines.seek(0)
-                yield from (_json_line(where, line) for where, line in _numbered(file, lines))
+            if _is_line(begun[1]):
+                yield from (_json_line(file, number, line) for number, line in lines)
                 return
-        yield from _submission(file)
+            text = "".join(f"{line}\n" for _, line in lines)
+        yield from _submission(file, text, begun[0])
     except OSError as error:
         raise BadRanking(f"{file} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise BadRanking(f"{file} is not UTF-8 text: {error.reason} at byte {error.start}") from error
 
 
-def _numbered(file: Path, lines: Iterator[str]) -> Iterator[tuple[str, str]]:
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            yield f"{file}, line {number}", line
+def _numbered(file: Path, raw: BinaryIO) -> Iterator[tuple[int, str]]:
+    """Lines that are not blank, with their numbers."""
+    for number, line in enumerate(raw, 1):
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip()
+        except UnicodeDecodeError as error:
+            raise BadRanking(f"{file}, line {number}: not UTF-8 text: {error.reason}") from error
+        if text:
+            yield number, text
 
 
 def _is_line(begun: str) -> bool:
     """Whether a file that begins like this holds an object a line. A submission is one object of many keys."""
     try:
-        return "query" in json.loads(begun) or "ranking" in json.loads(begun)
-    except json.JSONDecodeError:
+        return not {"query", "ranking"}.isdisjoint(json.loads(begun))
+    except (ValueError, RecursionError):
         return '"query"' in begun
 
 
-def _json_line(where: str, line: str) -> One:
+def _json(file: Path, number: int, text: str) -> dict[str, Any]:
+    """The object that begins on line `number`."""
     try:
-        found = json.loads(line)
+        found = json.loads(text, object_pairs_hook=_no_key_twice)
     except json.JSONDecodeError as error:
-        raise BadRanking(f"{where}: not JSON: {error.msg}") from error
-    if not isinstance(found, dict) or not {"query", "ranking"} <= found.keys():
+        raise BadRanking(f"{file}, line {number + error.lineno - 1}: not JSON: {error.msg}") from error
+    except (ValueError, RecursionError) as error:
+        raise BadRanking(f"{file}, line {number}: {error}") from error
+    if not isinstance(found, dict):
+        raise BadRanking(f"{file}, line {number}: expected an object")
+    return found
+
+
+def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Python would keep the last of two in silence; in a submission a key is a query."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"`{pairs[_again([key for key, _ in pairs])][0]}` is there twice")
+    return found
+
+
+def _json_line(file: Path, number: int, line: str) -> One:
+    where, found = f"{file}, line {number}", _json(file, number, line)
+    if not {"query", "ranking"} <= found.keys():
         raise BadRanking(f'{where}: expected {{"query": id, "ranking": [ids]}}')
     if unknown := sorted(found.keys() - {"task", "query", "ranking", "scores"}):
         raise BadRanking(f"{where}: unknown key `{unknown[0]}`; known are task, query, ranking, scores")
@@ -123,27 +155,25 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _trec(numbered: tuple[str, str]) -> One:
+def _trec(file: Path, number: int, line: str) -> One:
     """`query Q0 picture rank score tag`; a query of one of several tasks is `task/query`."""
-    where, line = numbered
-    fields = line.split()
+    where, fields = f"{file}, line {number}", line.split()
     if len(fields) != 6:
-        raise BadRanking(f"{where}: expected `query Q0 picture rank score tag`, found {len(fields)} fields")
+        raise BadRanking(
+            f"{where}: expected `query Q0 picture rank score tag`, found {len(fields)} fields. Ids with spaces need "
+            "JSON lines."
+        )
     query, _, name, _, score, _ = fields
     try:
         value = float(score)
     except ValueError as error:
         raise BadRanking(f"{where}: score {score!r} is not a number") from error
-    task, _, rest = query.rpartition("/")
-    return One(task, rest, [name], [value], where, of_run=True)
+    return One("", query, [name], [value], where, of_run=number)
 
 
-def _submission(file: Path) -> Iterator[One]:
+def _submission(file: Path, text: str, number: int) -> Iterator[One]:
     """CIRR's {"version", "metric", pair: [names]} and CIRCO's {query: [ids]}."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise BadRanking(f"{file}, line {error.lineno}: not JSON: {error.msg}") from error
+    found = _json(file, number, text)
     if found.get("metric") == "recall_subset":
         raise BadRanking(
             f"{file} is CIRR's recall_subset file, three names a query: score the recall file or a whole run"
@@ -160,37 +190,67 @@ def _submission(file: Path) -> Iterator[One]:
 # --- checks
 
 
-def _by_query(found: Iterator[One], tasks: Sequence[Task]) -> dict[str, dict[str, One]]:
+def _by_query(found: Iterator[One], tasks: Sequence[Task]) -> dict[str, dict[str, Held]]:
     """Rankings by task and query. TREC's lines of one query, one picture each, become one ranking."""
+    by_name = {task.name: task for task in tasks}
     queries = {task.name: {query.id for query in task.queries} for task in tasks}
-    rankings: dict[str, dict[str, One]] = {task.name: {} for task in tasks}
+    rankings: dict[str, dict[str, Held]] = {task.name: {} for task in tasks}
     for one in found:
-        task = _task_of(one, tasks)
-        if one.query not in queries[task]:
-            raise BadRanking(f"{one.where}: query {one.query} is not in the benchmark{f' ({task})' if task else ''}")
-        before = rankings[task].get(one.query)
+        task, query = _of_run(one, queries) if one.of_run is not None else (_task_of(one, one.task, queries), one.query)
+        if query not in queries[task]:
+            raise BadRanking(f"{one.where}: query {query} is not in the benchmark ({task})")
+        came, before = _held(one, query, by_name[task]), rankings[task].get(query)
         if before is None:
-            rankings[task][one.query] = one
-        elif one.of_run and one.scores and before.scores:
-            before.names.extend(one.names)
-            before.scores.extend(one.scores)
+            rankings[task][query] = came
+        elif came.lines and before.lines and came.scores and before.scores:
+            before.places.extend(came.places)
+            before.scores.extend(came.scores)
+            before.lines.extend(came.lines)
         else:
-            raise BadRanking(f"{one.where}: query {one.query} was ranked before, in {before.where}")
+            raise BadRanking(f"{one.where}: query {query} was ranked before, in {before.where}")
     return rankings
 
 
-def _task_of(one: One, tasks: Sequence[Task]) -> str:
-    names = [task.name for task in tasks]
-    if one.task in names:
-        return one.task
-    if not one.task and len(names) == 1:
-        return names[0]
-    said = f"task {one.task!r} is unknown" if one.task else "no task is named"
-    raise BadRanking(f"{one.where}: {said}; the benchmark has {', '.join(names)}")
+def _of_run(one: One, queries: Mapping[str, set[str]]) -> tuple[str, str]:
+    """Task and query of a run's line. Ids may hold slashes themselves, as those of sketches do."""
+    for task, ids in queries.items():
+        if one.query.startswith(f"{task}/") and one.query[len(task) + 1 :] in ids:
+            return task, one.query[len(task) + 1 :]
+    if len(queries) == 1:
+        return next(iter(queries)), one.query
+    task, _, query = one.query.partition("/")
+    return _task_of(one, task if query else "", queries), query
+
+
+def _task_of(one: One, named: str, known: Mapping[str, Any]) -> str:
+    if named in known:
+        return named
+    if not named and len(known) == 1:
+        return next(iter(known))
+    said = f"task {named!r} is unknown" if named else "no task is named"
+    raise BadRanking(f"{one.where}: {said}; the benchmark has {', '.join(known)}")
+
+
+def _held(one: One, query: str, task: Task) -> Held:
+    """A ranking whose pictures are known and whose scores are numbers, one each."""
+    places = array("i", [task.place.get(name, -1) for name in one.names])
+    if -1 in places:
+        raise BadRanking(f"{one.where}: query {query} ranks {one.names[places.index(-1)]}, which is not in the gallery")
+    if one.scores is None:
+        return Held(places, None, one.where)
+    if len(one.scores) != len(places):
+        raise BadRanking(f"{one.where}: query {query} has {len(places)} pictures and {len(one.scores)} scores")
+    try:
+        scores = array("d", one.scores)
+    except OverflowError as error:
+        raise BadRanking(f"{one.where}: query {query} has a score beyond all floating numbers") from error
+    if bad := [score for score in scores if not math.isfinite(score)]:
+        raise BadRanking(f"{one.where}: query {query} has a score that is {bad[0]}")
+    return Held(places, scores, one.where, None if one.of_run is None else array("q", [one.of_run]))
 
 
 def _blocks(
-    file: Path, protocol: Protocol, task: Task, rankings: Mapping[str, One], ties: Ties, *, allow_short: bool
+    file: Path, protocol: Protocol, task: Task, rankings: Mapping[str, Held], ties: Ties, *, allow_short: bool
 ) -> Iterator[Ranked]:
     if absent := [query.id for query in task.queries if query.id not in rankings]:
         more = f" and {len(absent) - NAMED:,} more" if len(absent) > NAMED else ""
@@ -198,55 +258,53 @@ def _blocks(
             f"{file}: {len(absent):,} of {len(task.queries):,} queries of {task.name} have no ranking: "
             f"{', '.join(absent[:NAMED])}{more}"
         )
-    ready = [_ordered(task, query, rankings[query.id], ties) for query in task.queries]
-    for query, places in zip(task.queries, ready, strict=True):
-        _check_depth(protocol, task, query, len(places), rankings[query.id].where, allow_short=allow_short)
-    return _in_blocks(task, ready)
-
-
-def _in_blocks(task: Task, ready: Sequence[Sequence[int]]) -> Iterator[Ranked]:
     size = max(1, ranking.CELLS // max(len(task.gallery), 1))
-    for start in range(0, len(ready), size):
-        yield from_lists(task, task.queries[start : start + size], ready[start : start + size])
+    for start in range(0, len(task.queries), size):
+        queries = task.queries[start : start + size]
+        ready = [_ordered(task, query, rankings[query.id], ties) for query in queries]
+        if not allow_short:
+            for query, places in zip(queries, ready, strict=True):
+                _check_depth(protocol, task, query, len(places), rankings[query.id].where)
+        yield from_lists(task, queries, ready)
 
 
-def _ordered(task: Task, query: Query, one: One, ties: Ties) -> list[int]:
+def _ordered(task: Task, query: Query, held: Held, ties: Ties) -> list[int]:
     """Gallery places, best first, of the pictures that compete in this query."""
-    places = [task.place.get(name, -1) for name in one.names]
-    if -1 in places:
-        raise BadRanking(
-            f"{one.where}: query {query.id} ranks {one.names[places.index(-1)]}, which is not in the gallery"
-        )
-    if len(set(places)) != len(places):
-        twice = next(name for name in one.names if one.names.count(name) > 1)
-        raise BadRanking(f"{one.where}: query {query.id} ranks {twice} twice")
-    if one.scores is not None:
-        if len(one.scores) != len(places):
-            raise BadRanking(f"{one.where}: query {query.id} has {len(places)} pictures and {len(one.scores)} scores")
-        if bad := [score for score in one.scores if not math.isfinite(score)]:
-            raise BadRanking(f"{one.where}: query {query.id} has a score that is {bad[0]}")
-        places = _by_score(task, query, places, one.scores, ties)
-    absent = {task.place[name] for name in query.exclude if name in task.place}
-    wanted = None if query.candidates is None else {task.place[name] for name in query.candidates if name in task.place}
-    return [place for place in places if place not in absent and (wanted is None or place in wanted)]
+    places = np.array(held.places, np.intp)
+    if len(np.unique(places)) < len(places):
+        again = _again(held.places)
+        line = f", again in line {held.lines[again]}" if held.lines else ""
+        raise BadRanking(f"{held.where}: query {query.id} ranks {task.gallery[held.places[again]]} twice{line}")
+    if held.scores is not None:
+        places = _by_score(task, query, places, np.array(held.scores), ties)
+    places = places[~np.isin(places, task.places(query.exclude))]
+    if query.candidates is not None:
+        places = places[np.isin(places, task.places(query.candidates))]
+    return places.tolist()
 
 
-def _by_score(task: Task, query: Query, places: Sequence[int], scores: Sequence[float], ties: Ties) -> list[int]:
-    right = set(task.places(query.relevant).tolist())
+def _by_score(
+    task: Task, query: Query, places: NDArray[np.intp], scores: NDArray[np.float64], ties: Ties
+) -> NDArray[np.intp]:
     second = {Ties.PESSIMISTIC: 1, Ties.OPTIMISTIC: -1, Ties.BY_ID: 0}[ties]
-    keyed = sorted(
-        (-score, second * (place in right), task.gallery[place], place)
-        for score, place in zip(scores, places, strict=True)
-    )
-    return [key[-1] for key in keyed]
+    right = np.isin(places, task.places(query.relevant))
+    return places[np.lexsort((task.id_rank[places], second * right, -scores))]
 
 
-def _check_depth(protocol: Protocol, task: Task, query: Query, came: int, where: str, *, allow_short: bool) -> None:
+def _again(found: Sequence[Any]) -> int:
+    """Where the first stands that was there before."""
+    seen: set[Any] = set()
+    return next(at for at, one in enumerate(found) if one in seen or seen.add(one))
+
+
+def _check_depth(protocol: Protocol, task: Task, query: Query, came: int, where: str) -> None:
     """A ranking must go as deep as the protocol looks, or to the end of what competes."""
-    absent = len(query.exclude & task.place.keys())
-    competing = len(task.gallery) - absent if query.candidates is None else len(query.candidates)
+    if query.candidates is None:
+        competing = len(task.gallery) - len(task.places(query.exclude))
+    else:
+        competing = len(task.places(query.candidates - query.exclude))
     needed = competing if protocol.depth is None else min(protocol.depth, competing)
-    if came < needed and not allow_short:
+    if came < needed:
         raise BadRanking(
             f"{where}: query {query.id} ranks {came:,} pictures, {protocol.name} looks at {needed:,}. Give longer "
             "rankings, or count what is missing as misses with --allow-short."
@@ -262,9 +320,13 @@ def _from_arrays(
     """queries (q,), gallery (n,) ids and scores (q, n) or order (q, depth) of places in gallery, best first; with
     several tasks each array is called `task:queries` and so on."""
     try:
+        with zipfile.ZipFile(file):
+            pass  # np.load would take a lone .npy as well
         with np.load(file, allow_pickle=False) as found:
             arrays = dict(found)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except FileNotFoundError as error:
+        raise BadRanking(f"{file} cannot be read: {error.strerror}") from error
+    except (OSError, EOFError, ValueError, MemoryError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         raise BadRanking(f"{file} is not an archive of plain arrays: {error}") from error
     return [_task_arrays(file, protocol, task, arrays, len(tasks), ties, allow_short=allow_short) for task in tasks]
 
@@ -286,27 +348,30 @@ def _task_arrays(
             raise BadRanking(f"{file} has no array `{prefix}{key}`; it has {', '.join(sorted(arrays)) or 'none'}")
         return arrays[prefix + key]
 
-    rows = _places(file, "query", [query.id for query in task.queries], named("queries"), all_of=True)
+    rows = _places(file, "query", [query.id for query in task.queries], named("queries"))
     if prefix + "scores" in arrays:
-        columns = _places(file, "picture", list(task.gallery), named("gallery"), all_of=True)
-        return ranked(task, _scores(file, named("scores"), rows, columns), ties=ties, depth=protocol.depth)
-    gallery = [task.place.get(str(name), -1) for name in named("gallery").tolist()]
-    if -1 in gallery:
-        raise BadRanking(f"{file}: picture {named('gallery')[gallery.index(-1)]} is not in the gallery")
+        columns = _places(file, "picture", list(task.gallery), named("gallery"))
+        return ranked(task, _scores(file, task, named("scores"), rows, columns), ties=ties, depth=protocol.depth)
+    gallery = _ids(file, "picture", named("gallery"))
+    if unknown := [name for name in gallery if name not in task.place]:
+        raise BadRanking(f"{file}: picture {unknown[0]} is not in the gallery")
     orders = named("order")
-    if (
-        orders.ndim != 2
-        or orders.dtype.kind not in "iu"
-        or orders.size == 0
-        or orders.max() >= len(gallery)
-        or orders.min() < 0
-    ):
-        raise BadRanking(f"{file}: `{prefix}order` must be whole numbers (queries, depth), places in `gallery`")
-    return _ordered_blocks(file, protocol, task, orders[rows], gallery, allow_short=allow_short)
+    whole = orders.ndim == 2 and orders.dtype.kind in "iu" and len(orders) == len(rows) and orders.size > 0
+    if not whole or orders.max() >= len(gallery) or orders.min() < 0:
+        raise BadRanking(
+            f"{file}: `{prefix}order` must be whole numbers ({len(rows)}, depth), places in `gallery`; found "
+            f"{orders.dtype} {orders.shape}"
+        )
+    places = np.array([task.place[name] for name in gallery], np.int32)
+    held = {
+        query.id: Held(array("i", places[orders[row]].tobytes()), None, f"{file}, row {row}")
+        for query, row in zip(task.queries, rows, strict=True)
+    }
+    return _blocks(file, protocol, task, held, ties, allow_short=allow_short)
 
 
 def _scores(
-    file: Path, scores: NDArray, rows: Sequence[int], columns: Sequence[int]
+    file: Path, task: Task, scores: NDArray, rows: Sequence[int], columns: Sequence[int]
 ) -> Callable[[slice], NDArray[np.floating]]:
     if scores.ndim != 2 or scores.dtype.kind != "f":
         raise BadRanking(
@@ -314,36 +379,31 @@ def _scores(
         )
     if scores.shape != (len(rows), len(columns)):
         raise BadRanking(f"{file}: `scores` is {scores.shape}, expected ({len(rows)}, {len(columns)})")
-    for place, row in enumerate(rows):
+    for query, row in zip(task.queries, rows, strict=True):
         if not np.isfinite(scores[row]).all():
+            name = task.gallery[columns.index(int(np.flatnonzero(~np.isfinite(scores[row]))[0]))]
             raise BadRanking(
-                f"{file}: `scores`, row {row} (query {place} of the benchmark) has a number that is not finite"
+                f"{file}: `scores`, row {row}: query {query.id} has a score that is not finite, for picture {name}"
             )
     wide = np.float32 if scores.dtype.itemsize < 8 else np.float64
     return lambda part: scores[np.asarray(rows[part])][:, columns].astype(wide)
 
 
-def _ordered_blocks(
-    file: Path, protocol: Protocol, task: Task, orders: NDArray, gallery: Sequence[int], *, allow_short: bool
-) -> Iterator[Ranked]:
-    ready = []
-    for query, order in zip(task.queries, orders, strict=True):
-        one = One(task.name, query.id, [task.gallery[gallery[place]] for place in order.tolist()], None, str(file))
-        places = _ordered(task, query, one, Ties.BY_ID)
-        _check_depth(protocol, task, query, len(places), str(file), allow_short=allow_short)
-        ready.append(places)
-    return _in_blocks(task, ready)
-
-
-def _places(file: Path, what: str, wanted: Sequence[str], came: NDArray, *, all_of: bool) -> list[int]:
+def _places(file: Path, what: str, wanted: Sequence[str], came: NDArray) -> list[int]:
     """Where each wanted id stands among those that came. Raises BadRanking for one too many, too few or twice."""
-    place: dict[str, int] = {}
-    for at, name in enumerate(map(str, came.tolist())):
-        if name in place:
-            raise BadRanking(f"{file}: {what} {name} is there twice")
-        place[name] = at
+    place = {name: at for at, name in enumerate(_ids(file, what, came))}
     if unknown := sorted(place.keys() - set(wanted)):
         raise BadRanking(f"{file}: {what} {unknown[0]} is not in the benchmark")
-    if all_of and (absent := [name for name in wanted if name not in place]):
+    if absent := [name for name in wanted if name not in place]:
         raise BadRanking(f"{file}: {len(absent):,} of {len(wanted):,} are missing, {what} {absent[0]} for one")
     return [place[name] for name in wanted]
+
+
+def _ids(file: Path, what: str, came: NDArray) -> list[str]:
+    """The ids of an array, none twice."""
+    if came.ndim != 1 or came.dtype.kind not in "Uiu":
+        raise BadRanking(f"{file}: {what} ids must be a row of text or numbers, found {came.dtype} {came.shape}")
+    names = [str(name) for name in came.tolist()]
+    if len(set(names)) < len(names):
+        raise BadRanking(f"{file}: {what} {names[_again(names)]} is there twice")
+    return names

@@ -3,7 +3,7 @@
 Owns the result of `pocketlens-bench score`: figures with intervals, their breakdown by group, paired differences.
 Knows no model; rankings come from rankings.py, counting from protocols. Called by cli/score.py."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
@@ -15,7 +15,7 @@ from pocketlens_bench.conditions import conditions, load_now
 from pocketlens_bench.protocols import PROTOCOLS
 from pocketlens_bench.protocols.figures import CONFIDENCE, RESAMPLES, Figure
 from pocketlens_bench.protocols.protocol import Protocol, Reading
-from pocketlens_bench.protocols.ranking import Ties
+from pocketlens_bench.protocols.ranking import Ranked, Ties
 from pocketlens_bench.protocols.reading import BadSet
 from pocketlens_bench.protocols.task import Task
 from pocketlens_bench.rankings import read
@@ -47,8 +47,13 @@ def measure(
     if not any(query.relevant for task in tasks for query in task.queries):
         raise BadSet(f"{name}, split {reading.split or 'of papers'}: its truth is not public; its server scores it")
     files = [ranking, *([against] if against else [])]
-    rows = [protocol.judge(tasks, read(file, protocol, tasks, ties=ties, allow_short=allow_short)) for file in files]
-    names = [file.stem for file in files]
+    names, rows, short = named(files), [], []
+    for file, called in zip(files, names, strict=True):
+        ended: list[int] = []
+        blocks = read(file, protocol, tasks, ties=ties, allow_short=allow_short)
+        rows.append(protocol.judge(tasks, [noting_ends(some, protocol.depth, ended) for some in blocks]))
+        if sum(ended):
+            short.append(f"{called}: {sum(ended):,} rankings end early; what they lack counts as missed")
     differences = [compared((names[0], names[1]), rows[0], rows[1], seed)] if against else []
     table = {
         "key": name,
@@ -77,7 +82,7 @@ def measure(
         "ties": str(ties),
         "tables": [table],
         "lost": [*losses(differences)],
-        "left_out": notes(tasks) + uncounted(rows),
+        "left_out": [*notes(tasks), *short, *uncounted(rows)],
         "honesty": HONESTY,
         "conditions": conditions(
             None,
@@ -96,6 +101,22 @@ def stated(protocol: Protocol) -> dict[str, Any]:
         "name": protocol.name, "title": protocol.title, "depth": protocol.depth, "headline": list(protocol.headline),
         **asdict(protocol.states),
     }  # fmt: skip
+
+
+def named(files: Sequence[Path]) -> list[str]:
+    """What the tables call each file: its name, with its folder's where two are alike."""
+    for called in ([file.stem for file in files], [file.name for file in files]):
+        if len(set(called)) == len(files):
+            return called
+    return [f"{file.absolute().parent.name}/{file.name}" for file in files]
+
+
+def noting_ends(blocks: Iterable[Ranked], depth: int | None, ended: list[int]) -> Iterator[Ranked]:
+    """The blocks as they are; `ended` gets how many rankings of each end before the protocol's depth."""
+    for block in blocks:
+        needed = block.candidates if depth is None else np.minimum(block.candidates, depth)
+        ended.append(int(((block.order >= 0).sum(axis=1) < needed).sum()))
+        yield block
 
 
 def counts(figure: Figure) -> bool:

@@ -9,6 +9,7 @@ from pocketlens_bench.protocols import PROTOCOLS
 from pocketlens_bench.protocols.protocol import Reading
 from pocketlens_bench.protocols.ranking import Ties
 from pocketlens_bench.rankings import BadRanking, read
+from pocketlens_bench.score import named
 
 PICTURES = tuple(f"p{i}.jpg" for i in range(8))
 
@@ -111,6 +112,7 @@ def refused(root, file, **options):
         ({"ranking": list(PICTURES[:3])}, "line 2: query two ranks 3 pictures, jsonl looks at 8"),
         ({"scores": [float("nan")] * 8}, "line 2: query two has a score that is nan"),
         ({"scores": [float("inf")] * 8}, "line 2: query two has a score that is inf"),
+        ({"scores": [10**400] * 8}, "line 2: query two has a score beyond all floating numbers"),
         ({"scores": [1.0]}, "line 2: query two has 8 pictures and 1 scores"),
         ({"scores": ["a"] * 8}, "line 2: `scores` must be a list of numbers"),
         ({"ranking": "p1.jpg"}, "line 2: `ranking` must be a list of ids"),
@@ -131,12 +133,30 @@ def test_crooked_lines_are_refused_by_line(root, two, words):
         ("one Q0 p1.jpg 1 high tag", "line 1: score 'high' is not a number"),
         ('{"version": "rc2", "metric": "recall_subset", "1": ["a"]}', "recall_subset file"),
         ('{"one": "p1.jpg"}', "entry one: expected a list of ids"),
+        ('{"one": [], "two": [], "one": []}', "line 1: `one` is there twice"),
+        ('{"query": ' + "[" * 200_000, "line 1: maximum recursion depth"),
+        ("one Q0 p1.jpg 1 0.5 tag\n\none Q0 p9.jpg 2 0.4 tag", "line 3: query one ranks p9.jpg, which is not in"),
+        ("one Q0 p1.jpg 1 0.5 tag\none Q0 p2.jpg 2 nan tag", "line 2: query one has a score that is nan"),
+        ('{"query": "one", "ranking": []}\n{"query": "\udcff"}', "line 2: not UTF-8 text"),
     ],
 )
 def test_files_that_are_no_rankings_are_refused(root, text, words):
     file = root / "file"
-    file.write_text(text)
+    file.write_bytes(text.encode(errors="surrogateescape"))
     assert words in refused(root, file)
+
+
+def test_a_picture_twice_in_a_run_is_named_with_both_lines(root):
+    file = as_trec(root)
+    file.write_text(file.read_text() + "two Q0 p1.jpg 9 0.0 tag\n")
+    assert "line 9: query two ranks p1.jpg twice, again in line 17" in refused(root, file)
+
+
+@pytest.mark.parametrize("prefix", ["", "own/"])
+def test_ids_of_a_run_may_hold_slashes(root, prefix):
+    for file in (root / "queries.jsonl", as_trec(root)):
+        file.write_text(file.read_text().replace('"one"', '"cat/one"').replace("one Q0", f"{prefix}cat/one Q0"))
+    assert figures(root, root / "run.txt")["R@5"] == 100
 
 
 def test_missing_queries_are_counted_and_named(root):
@@ -153,10 +173,14 @@ def test_short_rankings_count_as_misses_where_allowed(root):
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
-        ({"scores": np.full((2, 8), np.nan)}, "a number that is not finite"),
+        ({"scores": np.full((2, 8), np.nan)}, "row 0: query one has a score that is not finite, for picture p0.jpg"),
         ({"scores": np.zeros((2, 7))}, "expected (2, 8)"),
         ({"scores": np.zeros((2, 8), int)}, "must be floating numbers"),
         ({"order": np.full((2, 3), 9)}, "must be whole numbers"),
+        ({"order": np.zeros((1, 8), int)}, "must be whole numbers (2, depth)"),
+        ({"order": np.zeros((3, 8), int)}, "must be whole numbers (2, depth)"),
+        ({"order": np.zeros((2, 8), int)}, "row 0: query one ranks p0.jpg twice"),
+        ({"queries": 1}, "query ids must be a row of text or numbers"),
         ({"queries": ["one", "one"], "scores": np.zeros((2, 8))}, "query one is there twice"),
         ({"gallery": [*PICTURES[:7], "zz"], "scores": np.zeros((2, 8))}, "picture zz is not in the benchmark"),
         ({}, "has no array `order`"),
@@ -166,6 +190,13 @@ def test_crooked_arrays_are_refused(root, arrays, words):
     file = root / "arrays.npz"
     np.savez(file, **{"queries": ["one", "two"], "gallery": PICTURES, **arrays})
     assert words in refused(root, file)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x93NUMPY\x01\x00"])
+def test_what_is_no_archive_is_refused(root, content):
+    file = root / "arrays.npz"
+    file.write_bytes(content)
+    assert "is not an archive of plain arrays" in refused(root, file)
 
 
 def test_a_pickle_in_an_archive_is_not_opened(root):
@@ -197,6 +228,13 @@ def test_two_rankings_are_compared_query_by_query(root, capsys):
     assert table["query_ids"] == ["own/one", "own/two"]
     assert table["rows"][0]["per_query"]["R@1"] == [0, 100]
     assert result["conditions"]["bundle"] is None
+    assert "best: 2 rankings end early; what they lack counts as missed" in result["left_out"]
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders(tmp_path):
+    assert named([tmp_path / "a/run.txt", tmp_path / "b/run.txt"]) == ["a/run.txt", "b/run.txt"]
+    assert named([tmp_path / "run.txt", tmp_path / "run.npz"]) == ["run.txt", "run.npz"]
+    assert named([tmp_path / "a/mine.txt", tmp_path / "b/theirs.txt"]) == ["mine", "theirs"]
 
 
 def test_score_prints_what_it_counted(root, capsys):

@@ -126,7 +126,7 @@ def condition_lines(conditions: Json) -> Iterator[str]:
             f"{bundle['tokens']} tokens of width {bundle['token_width']}."
         )
     memory = f", {machine['ram_gb']} GB" if machine.get("ram_gb") else ""
-    threads = f"; threads: {_pairs(conditions['threads'])}" if "threads" in conditions else ""
+    threads = f"; threads: {_pairs(conditions['threads'])}" if conditions.get("threads") else ""
     yield (
         f"Machine: {machine['cpu']}, {machine['cores']} cores{memory}, {machine['system']}; load at start "
         f"{machine['load_at_start']}{threads}."
