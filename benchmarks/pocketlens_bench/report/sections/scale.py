@@ -11,6 +11,7 @@ from pocketlens_bench.report.sections.section import Section
 
 WANTED_RECALL, WANTED_MS = 0.98, 6.0  # of exact search's first ten; p50 of a search
 METRIC = "R@10"
+LINE = 6.0  # points of recall that a line of text is high
 
 
 class Scale(Section):
@@ -158,6 +159,7 @@ def draw(canvas: Canvas, tables: Sequence[Node]) -> None:
     """A line per kind of question; dotted from where the gallery is filled up with synthetic vectors."""
     (axes,) = canvas.panels(1, 1, height=3.6)
     ends: list[int] = []
+    labels: list[tuple[float, str, str]] = []
     for each, style in zip(tables, canvas.styles(), strict=False):
         rows = sorted(each["rows"].each(), key=lambda row: row["gallery"].whole())
         across = [row["gallery"].whole() for row in rows]
@@ -168,16 +170,23 @@ def draw(canvas: Canvas, tables: Sequence[Node]) -> None:
             across, [f.low for f in figures], [f.high for f in figures], color=colour, alpha=0.16, linewidth=0
         )
         axes.plot(across, [f.value for f in figures], **{**style, "linestyle": "-"})
-        canvas.write(
-            axes, across[-1], figures[-1].value, f"{each['title'].text()} {figures[-1].value:.1f}", color=colour, dx=7,
-            va="center",
-        )  # fmt: skip
+        labels.append((figures[-1].value, f"{each['title'].text()} {figures[-1].value:.1f}", colour))
+    for at, (_, text, colour) in zip(apart([value for value, *_ in sorted(labels)]), sorted(labels), strict=True):
+        canvas.write(axes, max(ends), at, text, color=colour, dx=7, va="center")
     ticks = sorted(set(ends))
     canvas.log(axes, ticks, [short_count(tick) for tick in ticks])
     axes.set_xlim(0.8 * ticks[0], 4 * ticks[-1])
     axes.set_ylim(0, 103)
     _boundary(canvas, axes, tables)
     canvas.label(axes, x="pictures in the gallery", y=f"{METRIC}, %")
+
+
+def apart(values: Sequence[float]) -> list[float]:
+    """Ascending places for labels of ascending values, no two nearer than a line of text is high."""
+    places: list[float] = []
+    for value in values:
+        places.append(max(value, places[-1] + LINE) if places else value)
+    return places
 
 
 def _boundary(canvas: Canvas, axes: Any, tables: Sequence[Node]) -> None:
