@@ -31,6 +31,8 @@ NAME = "original"
 BUILDS = (
     IndexSettings(m=16, ef_construct=100, int8=False),  # the engine's own defaults
     IndexSettings(m=16, ef_construct=100, int8=True),
+    IndexSettings(m=16, ef_construct=200, int8=True),
+    IndexSettings(m=32, ef_construct=100, int8=True),
     IndexSettings(m=32, ef_construct=200, int8=True),
 )
 EFS = (64, 128, 256, 512, 768, 1024)
