@@ -2,7 +2,7 @@
 
 Owns which rows are compared, and how each makes its query vector. Pictures are JPEG files; tokens come from the
 device's encoder and travel through the wire codec; query vectors come from the cloud's composer and are searched in
-a real gallery on disk. Judging is metrics.py. Called by cli.py."""
+a real gallery on disk. Judging is protocols/measures.py. Called by cli/accuracy.py."""
 
 import os
 import tempfile
@@ -31,8 +31,9 @@ from pocketlens_wire.tokens import Encoding
 
 from pocketlens_bench.conditions import conditions, load_now
 from pocketlens_bench.lab import SENT, Lab, Vectors, sent
-from pocketlens_bench.metrics import judge, mean, pessimistic
-from pocketlens_bench.shelf import RANKING, Row, Shelf, nearest, shelved
+from pocketlens_bench.protocols.measures import by_name
+from pocketlens_bench.questions import Judged, figures, minus
+from pocketlens_bench.shelf import RANKING, Row, Shelf, marked, nearest, pessimistic, shelved
 from pocketlens_bench.world import (
     FULL,
     VALIDATION_SEED,
@@ -200,8 +201,8 @@ class Bench:
         def worth(weight: float) -> tuple[float, float]:
             hits = nearest(gallery, summed(image, words, weight))
             ranked = [pessimistic(*pair) for pair in zip(hits, found.relevant, strict=True)]
-            r10, map10 = judge(("R@10", "mAP@10"), ranked, found.relevant).mean(0)
-            return float(r10), float(map10)
+            judged = judge(ranked, found.relevant)
+            return float(judged["R@10"].mean()), float(judged["mAP@10"].mean())
 
         return max(WEIGHTS, key=worth)
 
@@ -245,11 +246,11 @@ class Bench:
         differences: Sequence[tuple[str, str]] = (),
     ) -> dict[str, Any]:
         """Rank and judge every row; `groups` are masks over queries by kind and name."""
-        judged: dict[str, NDArray[np.float64]] = {}
+        judged: dict[str, Judged] = {}
         checked: dict[str, float] = {}
         for done, row in enumerate(rows, start=1):
             ranked = shelf.ranked(row, relevant)
-            judged[row.name] = 100 * judge(METRICS, ranked, relevant)
+            judged[row.name] = judge(ranked, relevant)
             checked[row.name] = 100 * shelf.first_ten_agree(row, ranked)
             self.on_progress(f"search {title}", done, len(rows))
         return {
@@ -268,27 +269,33 @@ class Bench:
                 for row in rows
             ],
             "differences": [
-                {"of": a, "over": b, **self.figures(judged[a] - judged[b])}
+                {"of": a, "over": b, **self.figures(minus(judged[a], judged[b]))}
                 for a, b in differences
                 if a in judged and b in judged
             ],
         }
 
-    def figures(self, values: NDArray[np.float64]) -> dict[str, Any]:
-        """Each metric's mean over the queries (queries, metrics) with its interval."""
-        return {name: asdict(mean(values[:, i], seed=self.seed)) for i, name in enumerate(METRICS)}
+    def figures(self, judged: Judged) -> dict[str, Any]:
+        return figures(judged, seed=self.seed, metrics=METRICS)
 
-    def by_group(
-        self, values: NDArray[np.float64], groups: Mapping[str, Mapping[str, NDArray[np.bool_]]]
-    ) -> dict[str, Any]:
+    def by_group(self, judged: Judged, groups: Mapping[str, Mapping[str, NDArray[np.bool_]]]) -> dict[str, Any]:
         return {
             kind: {
-                name: {"queries": int(mask.sum()), **self.figures(values[mask])}
+                name: {
+                    "queries": int(mask.sum()),
+                    **self.figures({metric: values[mask] for metric, values in judged.items()}),
+                }
                 for name, mask in masks.items()
                 if mask.any()
             }
             for kind, masks in groups.items()
         }
+
+
+def judge(ranked: Sequence[Sequence[int]], relevant: Sequence[Sequence[int]]) -> Judged:
+    """Each query's percent under each of METRICS."""
+    counts = np.array([len(set(wanted)) for wanted in relevant])
+    return {name: 100 * values for name, values in by_name(marked(ranked, relevant), counts, METRICS).items()}
 
 
 def summed(image: Vectors, words: Vectors, weight: float) -> Vectors:

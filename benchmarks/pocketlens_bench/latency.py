@@ -26,7 +26,7 @@ from pocketlens_wire.pictures import fit, open_picture
 from pocketlens_wire.tokens import Encoding, pack
 
 from pocketlens_bench.conditions import conditions, load_now
-from pocketlens_bench.metrics import CONFIDENCE, RESAMPLES, Measured
+from pocketlens_bench.protocols.figures import CONFIDENCE, RESAMPLES, Measured
 from pocketlens_bench.proxy import CountingProxy
 from pocketlens_bench.server import Running, serving
 from pocketlens_bench.world import OnProgress, photographed, silently

@@ -15,6 +15,7 @@ from pocketlens_samples.queries import Picture, composed_set, sketch_set
 
 from pocketlens_bench.lab import Lab, Vectors
 from pocketlens_bench.protocols.figures import CONFIDENCE, resamples
+from pocketlens_bench.protocols.measures import by_name
 from pocketlens_bench.protocols.ranking import Ranked, Ties, ranked
 from pocketlens_bench.protocols.task import Query, Task
 from pocketlens_bench.world import OnProgress, Sizes, photographed
@@ -65,14 +66,8 @@ class Questions:
         return {name: np.concatenate([part[name] for part in parts]) for name in METRICS}
 
 
-def _percent(block: Ranked) -> dict[str, NDArray[np.float64]]:
-    """R@k: 100 if any relevant picture is among the first k. mAP@10: the precisions at the relevant ranks among the
-    first ten, summed, over min(relevant, 10)."""
-    hits = block.hits
-    precision = hits.cumsum(axis=1) / np.arange(1, hits.shape[1] + 1)
-    average = (precision * hits).sum(axis=1) / np.minimum(block.relevant, DEEP)
-    found = {"R@1": hits[:, 0], "R@10": hits.any(axis=1), "mAP@10": average}
-    return {name: 100 * values.astype(np.float64) for name, values in found.items()}
+def _percent(block: Ranked) -> Judged:
+    return {name: 100 * values for name, values in by_name(block.hits, block.relevant, METRICS).items()}
 
 
 # --- the sets

@@ -1,9 +1,9 @@
 """A gallery on disk made for one measurement, and ranking in it.
 
 Owns the order of hits: cosine in float32 over the whole gallery, exact search; among equal scores the relevant
-picture is put last. Called by accuracy.py; judging is metrics.py."""
+picture is put last. Called by accuracy.py; judging is protocols/measures.py."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pocketlens_cloud.gallery import Gallery, Point
 
 from pocketlens_bench.lab import Lab, Vectors
-from pocketlens_bench.metrics import pessimistic
+from pocketlens_bench.protocols.measures import Hits
 
 RANKING = (
     "cosine in float32 over the whole gallery, exact search in the embedded gallery; among equal scores the relevant "
@@ -76,6 +76,26 @@ def shelved(lab: Lab, files: Sequence[bytes], folder: Path, on_done: Callable[[i
             on_done(placed)
         gallery.settle()
         yield Shelf(gallery, {name: np.concatenate([batch[name] for batch in batches]) for name in manifest.targets})
+
+
+def pessimistic(scored: Sequence[tuple[int, float]], relevant: Collection[int]) -> list[int]:
+    """Gallery indexes by score, best first; among equal scores the relevant ones come last: ties count against us."""
+    wanted = set(relevant)
+    return [place for place, _ in sorted(scored, key=lambda pair: (-pair[1], pair[0] in wanted))]
+
+
+def marked(ranked: Sequence[Sequence[int]], relevant: Sequence[Collection[int]]) -> Hits:
+    """(queries, DEEP) whether the picture at each rank is relevant; a shorter ranking ends in misses.
+
+    Raises ValueError for a query without relevant pictures and for a picture ranked twice."""
+    hits = np.zeros((len(ranked), DEEP), np.bool_)
+    for row, places, wanted in zip(hits, ranked, relevant, strict=True):
+        if not wanted:
+            raise ValueError("a query without relevant pictures cannot be judged")
+        if len(set(places)) != len(places):
+            raise ValueError("a picture is ranked twice")
+        row[: len(places)] = np.isin(places[:DEEP], list(wanted))
+    return hits
 
 
 def nearest(gallery: Vectors, queries: Vectors) -> list[list[tuple[int, float]]]:

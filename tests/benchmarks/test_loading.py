@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 from PIL import Image
-from pocketlens_bench.protocols import PROTOCOLS, measures
+from pocketlens_bench.protocols import PROTOCOLS
 from pocketlens_bench.protocols.load_circo import LISTING
 from pocketlens_bench.protocols.load_fashioniq import CATEGORIES, texts
 from pocketlens_bench.protocols.protocol import Reading
@@ -273,23 +273,6 @@ def test_an_id_twice_and_no_query_at_all_are_refused(tmp_path):
 def test_every_protocol_states_itself():
     for protocol in PROTOCOLS.values():
         assert all(vars(protocol.states).values()) and protocol.headline and protocol.title
-
-
-def test_the_mean_of_no_hits_is_zero():
-    """The edge cases of the measures, worked by hand."""
-    import numpy as np
-
-    none, late = np.zeros((1, 3), bool), np.array([[False, True, True]])
-    assert (
-        measures.plain_ap(none, 0)[0] == measures.trapezoid_ap(none, 0)[0] == measures.interpolated_ap(none, 2)[0] == 0
-    )
-    assert measures.plain_ap(late, 2)[0] == pytest.approx((1 / 2 + 2 / 3) / 2)
-    assert measures.plain_ap(late, 2, 2)[0] == pytest.approx(1 / 4)
-    assert measures.trapezoid_ap(late, 2)[0] == pytest.approx(((0 / 1 + 1 / 2) / 2 + (1 / 2 + 2 / 3) / 2) / 2)
-    assert measures.interpolated_ap(late, 2)[0] == pytest.approx((2 / 3 + 2 / 3) / 2)
-    assert measures.hits_over(late, 1, 1)[0] == 0 and measures.hits_over(late, 10, 10)[0] == 0.2
-    assert measures.last_hit(late)[0] == 3 and measures.last_hit(none)[0] == 0
-    assert measures.plain_ap(np.zeros((2, 0), bool), 1).tolist() == [0, 0]
 
 
 def test_a_query_is_left_out_with_its_reference():

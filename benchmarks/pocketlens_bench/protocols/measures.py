@@ -5,6 +5,8 @@ ranking shorter than k is a ranking whose further places are misses. Three famil
 and none is called "AP" alone. Results are float64, 0 to 1. Knows no benchmark; which denominator a benchmark takes
 stands in its protocol."""
 
+from collections.abc import Iterable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,6 +18,19 @@ Values = NDArray[np.float64]
 def hit_rate(hits: Hits, k: int) -> Values:
     """1 if any relevant picture is among the first k, else 0."""
     return np.asarray(hits[:, :k].any(axis=1), np.float64)
+
+
+def by_name(hits: Hits, relevant: Counts, names: Iterable[str]) -> dict[str, Values]:
+    """Measures by the names that composed retrieval gives them. R@k: `hit_rate`. mAP@k: `plain_ap` over
+    min(relevant, k), relevant being (queries,) numbers of relevant pictures."""
+    found: dict[str, Values] = {}
+    for name in names:
+        kind, _, depth = name.partition("@")
+        k = int(depth)
+        if kind not in ("R", "mAP"):
+            raise ValueError(f"{name}: no such measure; R@k and mAP@k are")
+        found[name] = hit_rate(hits, k) if kind == "R" else plain_ap(hits, np.minimum(relevant, k), k)
+    return found
 
 
 def hits_over(hits: Hits, k: int | None, over: Counts | float) -> Values:

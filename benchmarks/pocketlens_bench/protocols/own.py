@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from pocketlens_bench.protocols import measures
 from pocketlens_bench.protocols.figures import Figure, over_queries
 from pocketlens_bench.protocols.protocol import Protocol, Reading, Statement, Values, percent
@@ -35,10 +33,8 @@ class Own(Protocol):
         return load_own(root, reading)
 
     def values(self, block: Ranked) -> Values:
-        return {
-            **{f"R@{k}": measures.hit_rate(block.hits, k) for k in KS},
-            **{f"mAP@{k}": measures.plain_ap(block.hits, np.minimum(block.relevant, k), k) for k in KS if k > 1},
-        }
+        names = [f"R@{k}" for k in KS] + [f"mAP@{k}" for k in KS if k > 1]
+        return measures.by_name(block.hits, block.relevant, names)
 
     def figures(self, tasks: Sequence[Task], values: Sequence[Values]) -> list[Figure]:
         says = {"R": "share of queries with a target among the first k", "m": "plain AP over min(targets, k)"}
