@@ -6,12 +6,13 @@ coordinated omission. A process of its own asks, over several connections, and r
 Called by cli/load.py."""
 
 import asyncio
+import json
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import cycle
 from multiprocessing import get_context
 from pathlib import Path
@@ -26,6 +27,7 @@ from pocketlens_edge.questions import Mode, question
 from pocketlens_samples.queries import ComposedSet, composed_set
 from pocketlens_wire.pictures import open_picture
 from pocketlens_wire.tokens import Encoding
+from pocketlens_wire.v1 import retrieval_pb2 as pb
 
 from pocketlens_bench.conditions import conditions, load_now
 from pocketlens_bench.latency import shelve
@@ -39,6 +41,7 @@ DEADLINE_S = 5.0
 PROBE_S = 4.0  # of asking in a closed loop, to find out what the server can do at most
 PROBE_AT_ONCE = 8
 WARM_UP_S = 1.0  # of each rate, not counted
+WAITING = "way_and_waiting"
 KEPT = 0.98  # of the offered rate: below, the server does not keep up
 HONESTY = (
     "Server and asker share this machine, so the asker takes a part of the processor: other machines will do better. "
@@ -75,12 +78,14 @@ class Plan:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One question: when it was due and how late it was sent, when it was answered after it was due, how it ended."""
+    """One question: when it was due and how late it was sent, when it was answered after it was due, how it ended, and
+    where the time went: what the server's stages leave of it is the way, and waiting for the server to take it up."""
 
     due: float
     lag_s: float
     took_s: float
     status: str
+    stages: Mapping[str, float] = field(default_factory=dict)  # milliseconds, as the server told them
 
 
 def measure(
@@ -181,7 +186,20 @@ def told(outcomes: Sequence[Outcome], seconds: float) -> dict[str, Any]:
         "statuses": dict(Counter(one.status for one in counted)),
         "asker_late_p99_ms": 1e3 * float(np.quantile([one.lag_s for one in counted], 0.99)) if counted else 0.0,
         "seconds": seconds,
+        "stages": stages([one for one in counted if one.status == "OK" and one.stages]),
     }
+
+
+def stages(answered: Sequence[Outcome]) -> dict[str, dict[str, float]]:
+    """Quantiles of each of the server's stages, and of what they leave of the time."""
+    found: dict[str, dict[str, float]] = {}
+    for stage in answered[0].stages if answered else ():
+        name, took = (stage, [one.stages[stage] for one in answered])
+        if stage == "total":
+            name, took = WAITING, [1e3 * one.took_s - one.stages["total"] for one in answered]
+        p50, p95, p99 = (float(q) for q in np.quantile(took, (0.5, 0.95, 0.99)))
+        found[name] = {"p50_ms": p50, "p95_ms": p95, "p99_ms": p99}
+    return found
 
 
 def losses(table: dict[str, Any]) -> list[str]:
@@ -207,10 +225,29 @@ def carried_out(plan: Plan) -> list[Outcome]:
     return asyncio.run(_asked(plan))
 
 
+def _of_tokens(reply: bytes) -> Mapping[str, float]:
+    times = pb.SearchReply.FromString(reply).times
+    return {each.name.removesuffix("_ms"): getattr(times, each.name) for each in times.DESCRIPTOR.fields}
+
+
+def _of_uploads(reply: bytes) -> Mapping[str, float]:
+    return json.loads(reply)["times_ms"]
+
+
+def _untold(reply: bytes) -> Mapping[str, float]:
+    del reply
+    return {}
+
+
+READ: Mapping[str, Callable[[bytes], Mapping[str, float]]] = {SEARCH: _of_tokens, METHOD: _of_uploads}
+
+
 async def _asked(plan: Plan) -> list[Outcome]:
     options = [*UNLIMITED, ("grpc.use_local_subchannel_pool", 1)]
     channels = [grpc.aio.insecure_channel(plan.address, options) for _ in range(CONNECTIONS)]
-    calls = cycle([channel.unary_unary(plan.method) for channel in channels])
+    calls = cycle(
+        [channel.unary_unary(plan.method, response_deserializer=READ.get(plan.method, _untold)) for channel in channels]
+    )
     content = cycle(plan.messages)
     try:
         for _ in range(CONNECTIONS):  # connect before the clock starts
@@ -229,11 +266,11 @@ async def _one(call: Any, content: bytes, start: float, due: float) -> Outcome:
     await asyncio.sleep(max(0.0, start + due - perf_counter()))
     lag = perf_counter() - start - due
     try:
-        await call(content, timeout=DEADLINE_S)
+        stages = await call(content, timeout=DEADLINE_S)
         status = "OK"
     except grpc.aio.AioRpcError as error:
-        status = error.code().name
-    return Outcome(due, lag, perf_counter() - start - due, status)
+        stages, status = {}, error.code().name
+    return Outcome(due, lag, perf_counter() - start - due, status, stages)
 
 
 async def _closed_loop(plan: Plan, calls: Any, content: Any) -> list[Outcome]:

@@ -20,9 +20,9 @@ def result():
 
 def test_every_stage_has_its_times(result):
     stages = {table["title"]: table["stages"] for table in result["tables"]}
-    assert list(stages["device, sample picture"]) == ["open", "fit", "encode", "pack", "all"]
+    assert list(stages["device, sample picture"]) == ["open", "decode", "fit", "encode", "pack", "all"]
     whole = stages["end to end, tuned"]
-    assert list(whole)[:5] == ["open", "fit", "encode", "pack_and_read", "round_trip"]
+    assert list(whole)[:6] == ["open", "decode", "fit", "encode", "pack_and_read", "round_trip"]
     assert {"transport", "check", "queue", "text_tower", "heads", "search"} < set(whole)
     for times in whole.values():
         assert 0 <= times["p50_ms"] <= times["p95_ms"] <= times["p99_ms"]
@@ -32,7 +32,11 @@ def test_every_stage_has_its_times(result):
         "device, 12 megapixel photo",
         "end to end, tuned",
         "end to end, zero-shot",
+        "end to end, first query",
     ]
+    first = stages["end to end, first query"]
+    assert list(first) == ["load", *whole]
+    assert first["all"]["p50_ms"] > first["load"]["p50_ms"] + first["round_trip"]["p50_ms"] > whole["all"]["p50_ms"]
 
 
 def test_bytes_are_counted_with_their_envelope(result):

@@ -102,4 +102,8 @@ def test_the_whole_measurement():
         (row,) = table["rows"]
         assert row["failed"] == 0 and row["asked"] > 5
         assert row["offered_per_s"] == pytest.approx(0.3 * table["capacity_per_s"], rel=0.5)
+        assert all(times["p50_ms"] <= times["p95_ms"] <= row["p99_ms"] for times in row["stages"].values())
+        assert row["stages"]["text_tower"]["p50_ms"] > 0 and row["stages"]["way_and_waiting"]["p50_ms"] > 0
+    assert set(tokens["rows"][0]["stages"]) == {"check", "queue", "text_tower", "heads", "search", "way_and_waiting"}
+    assert {"decode", "image_tower"} < set(uploads["rows"][0]["stages"])
     assert result["tokens_over_uploads"] == tokens["capacity_per_s"] / uploads["capacity_per_s"]

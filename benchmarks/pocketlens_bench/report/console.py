@@ -15,6 +15,7 @@ SHOWN = {"text_to_image": ALL[:3], "sketch": ALL[:3]}  # the others: ALL
 COMPARED = ("R@10", "mAP@10")
 BUSY = 1.0  # processes wanting to run at the start; from here on times are not the bundle's alone
 STAGES = {
+    "load": "load encoder",
     "pack_and_read": "pack, read reply",
     "round_trip": "round trip",
     "transport": "  transport",

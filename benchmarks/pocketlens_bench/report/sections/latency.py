@@ -12,6 +12,7 @@ from pocketlens_bench.report.sections.section import Section
 SUMS = ("round_trip", "total", "all")  # stages that hold others
 WHOLE = ("all", "total")
 FAMILY = {
+    "load": "device",
     "open": "device",
     "decode": "device",
     "fit": "device",
@@ -55,10 +56,11 @@ class Latency(Section):
             "Milliseconds, one question after the other. Each stage has its own quantiles: they do not add up to those "
             "of the whole."
         )
+        drawn = [each for each in tables if "load" not in each.stages]  # loading would make the others' bars thin
         yield Picture(
             "latency-stages",
-            f"Median time of each stage, stacked, for {', '.join(each.title for each in tables)}",
-            lambda canvas: draw(canvas, tables),
+            f"Median time of each stage, stacked, for {', '.join(each.title for each in drawn)}",
+            lambda canvas: draw(canvas, drawn),
         )
         for node, each in zip(result.data["tables"].each(), tables, strict=True):
             rounds = node.get("rounds")

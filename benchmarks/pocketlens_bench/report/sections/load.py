@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from pocketlens_bench.report.blocks import Block, Picture, table, times
 from pocketlens_bench.report.canvas_type import Canvas
 from pocketlens_bench.report.results import Node, Result
+from pocketlens_bench.report.sections.latency import spoken
 from pocketlens_bench.report.sections.section import Section
 
 QUANTILES = ("p50_ms", "p95_ms", "p99_ms")
@@ -30,6 +31,12 @@ class Load(Section):
         for each in tables:
             yield f"**{each['title'].text()}**"
             yield table(["offered, per s", "achieved, per s", "p50 ms", "p95 ms", "p99 ms", "failed"], _rows(each))
+            if (rows := each["rows"].each())[0].get("stages"):
+                yield (
+                    "Where the time goes, p50 / p95 in ms of what was answered, by the offered rate. Waiting is what "
+                    "the server's own stages leave: the way, and standing before the server's door."
+                )
+                yield table(["stage", *(f"{_offered(row):.0f} per s" for row in rows)], _stages(rows))
 
     def lost(self, result: Result) -> list[str]:
         said = result.data.sentences("lost")
@@ -56,10 +63,19 @@ def _rows(each: Node) -> Iterator[list[str]]:
     for row in each["rows"].each():
         failed = row.get("failed")
         yield [
-            f"{_offered(row):g}",
+            f"{_offered(row):.1f}",
             f"{_achieved(row):.1f}",
             *(times(row[quantile].number()) for quantile in QUANTILES),
             f"{failed.number():,.0f}" if failed else "",
+        ]
+
+
+def _stages(rows: Sequence[Node]) -> Iterator[list[str]]:
+    for stage in rows[0]["stages"].keys():  # noqa: SIM118, a Node is no dict
+        found = [row["stages"].get(stage) for row in rows]
+        yield [
+            spoken(stage),
+            *(f"{times(one['p50_ms'].number())} / {times(one['p95_ms'].number())}" if one else "" for one in found),
         ]
 
 
