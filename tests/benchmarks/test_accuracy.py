@@ -7,7 +7,7 @@ import shutil
 import pytest
 from pocketlens_bench.accuracy import METRICS, measure
 from pocketlens_bench.baselines import Baselines
-from pocketlens_bench.report import print_accuracy
+from pocketlens_bench.report.console import print_accuracy
 from pocketlens_bench.world import Sizes
 from pocketlens_wire.bundle import default_bundle
 from pocketlens_wire.errors import BadBundle

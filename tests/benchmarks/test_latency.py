@@ -8,7 +8,7 @@ from threading import Thread
 import pytest
 from pocketlens_bench.latency import EIGHT_WORDS, measure, ratio_of_medians, table
 from pocketlens_bench.proxy import CountingProxy
-from pocketlens_bench.report import print_latency
+from pocketlens_bench.report.console import print_latency
 from pocketlens_wire.bundle import default_bundle
 from rich.console import Console
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import typer
+from pocketlens_bench.protocols import PROTOCOLS
 from pocketlens_samples.catalogue import ATTRIBUTES
 from pocketlens_samples.language import vocabulary
 from pocketlens_wire import limits
@@ -145,6 +146,11 @@ def test_the_sample_worlds_figures_are_the_codes():
     assert ", ".join(ATTRIBUTES["category"]) in text
 
 
+def test_the_protocols_page_names_every_protocol():
+    named = {name for row in _table("benchmarks.md", "name") for name in row[0].split(", ")}
+    assert named == set(PROTOCOLS) - {"jsonl"}
+
+
 # --- figures: the README quotes the committed results, and nothing else
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -169,7 +175,7 @@ def test_the_readme_quotes_the_committed_results():
 
 def test_the_committed_results_are_of_the_committed_bundle():
     report = json.loads((ROOT / "samples/pocketlens_samples/bundle/report.json").read_text())
-    for name in ("sample-accuracy.json", "sample-latency.json"):
+    for name in sorted(file.name for file in RESULTS.glob("sample-*.json")):
         of = json.loads((RESULTS / name).read_text())["conditions"]["bundle"]
         assert {key: of[key] for key in ("encoder", "token_space", "gallery_space")} == {
             key: report[key] for key in ("encoder", "token_space", "gallery_space")

@@ -108,7 +108,7 @@ def _sample(
     bundle: Path | None, *, quick: bool, threads: int | None, seed: int, as_json: bool, out: Path | None
 ) -> None:
     from pocketlens_bench.accuracy import measure
-    from pocketlens_bench.report import print_accuracy
+    from pocketlens_bench.report.console import print_accuracy
     from pocketlens_bench.world import FULL, QUICK
 
     with progress() as on_progress:

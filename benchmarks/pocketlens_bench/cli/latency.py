@@ -24,7 +24,7 @@ def latency(
 
     Example: pocketlens-bench latency --rounds 500"""
     from pocketlens_bench.latency import measure
-    from pocketlens_bench.report import print_latency
+    from pocketlens_bench.report.console import print_latency
 
     check_out(out)
     with progress() as on_progress:

@@ -1,6 +1,2 @@
 """Results as people read them: tables on a console (console.py), a page with plots (page.py), two results compared
 (compare.py). Reads the JSON that the measuring modules write; measures nothing."""
-
-from pocketlens_bench.report.console import condition_lines, print_accuracy, print_latency
-
-__all__ = ["condition_lines", "print_accuracy", "print_latency"]
