@@ -5,7 +5,6 @@ words mean. Called by service.py and by benchmarks; knows nothing of networks or
 
 import re
 import time
-import unicodedata
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,13 +14,14 @@ from typing import Literal, final
 import numpy as np
 from numpy.typing import NDArray
 from pocketlens_wire.errors import BadQuery, ServerFault
-from pocketlens_wire.manifest import CloudManifest, Prompts
+from pocketlens_wire.manifest import CloudManifest
 
 from pocketlens_cloud.bundle import open_cloud_half
 from pocketlens_cloud.payload import clip
 from pocketlens_cloud.runtime import Graph
 from pocketlens_cloud.tokenizer import Tokenizer
 from pocketlens_cloud.towers import Row, TextTower
+from pocketlens_cloud.wording import cleaned
 
 Mode = Literal["zero-shot", "tuned"]
 VECTOR_OF: dict[Mode, str] = {
@@ -66,7 +66,7 @@ class Composer:
         self._tokenizer = tokenizer
         self._tower = text_tower
         self._query_head = query_head
-        self._layout = _Layout(tokenizer, manifest.prompts, manifest.context)
+        self._layout = _Layout(tokenizer, manifest)
         (self._empty,) = text_tower.run([self._layout.plain("")])  # also warms the tower up
 
     @classmethod
@@ -76,7 +76,7 @@ class Composer:
         Raises BadBundle."""
         folder, manifest = open_cloud_half(bundle)
         with ThreadPoolExecutor(3) as pool:
-            tokenizer = pool.submit(Tokenizer, folder / manifest.tokenizer.file)
+            tokenizer = pool.submit(Tokenizer, folder / manifest.tokenizer.file, manifest.text)
             tower = pool.submit(TextTower, folder, manifest, threads=threads)
             head = pool.submit(_load_query_head, folder, manifest, threads)
             return cls(manifest, tokenizer.result(), tower.result(), head.result())
@@ -131,27 +131,31 @@ class Composer:
         feeds = {"composed": features.composed, "picture": features.picture, "words": features.words}
         return self._query_head.run(["query"], feeds)[0]
 
+    def clean(self, words: str) -> str:
+        """Words as the bundle's text tower is meant to see them: by the manifest's steps."""
+        return cleaned(words, self.manifest.text.clean).strip()
+
     def _check_mode(self, mode: Mode) -> None:
         if mode not in self.modes:
             raise BadQuery(f"mode {mode} is not in bundle {self.manifest.name}; it has {', '.join(self.modes)}")
 
     def _words(self, sentence: Sentence | None, words: str) -> tuple[str, list[str], bool]:
         """Words cleaned and cut to what the tower reads, notes about it, and whether they were cut."""
-        cleaned = clean(words)
-        if not cleaned and sentence is None:
+        whole = self.clean(words)
+        if not whole and sentence is None:
             raise BadQuery("the query is empty: send a picture's sentence tokens, words, or both")
-        used = self._layout.cut(cleaned, k=0 if sentence is None else len(sentence))
+        used = self._layout.cut(whole, k=0 if sentence is None else len(sentence))
         notes = []
-        if used != cleaned:
+        if used != whole:
             notes.append(
                 f"The words were longer than the text tower reads: "
-                f"the first {len(used.split())} of {len(cleaned.split())} words were used."
+                f"the first {len(used.split())} of {len(whole.split())} words were used."
             )
         if unknown := self._tokenizer.unknown(used):
             more = len(unknown) - MAX_UNKNOWN_NAMED
             named = ", ".join(clip(word) for word in unknown[:MAX_UNKNOWN_NAMED])
             notes.append(f"The text tower does not know: {named}{f' and {more} more' if more > 0 else ''}.")
-        return used, notes, used != cleaned
+        return used, notes, used != whole
 
     def _features(self, asks: Sequence[Ask], *, with_parts: bool) -> Features:
         """Run each needed row once. Without parts only `composed` is meant to be used."""
@@ -174,24 +178,19 @@ class Composer:
         return Features(table[composed], table[picture], table[words])
 
 
-def clean(words: str) -> str:
-    """Words as the tower is meant to see them: NFC, control characters gone, single spaces."""
-    normal = unicodedata.normalize("NFC", words)
-    return " ".join("".join(" " if unicodedata.category(c) == "Cc" else c for c in normal).split())
-
-
 @final
 class _Layout:
     """The prompts as rows of token ids. The sentence is placed by position, never by text."""
 
-    def __init__(self, tokenizer: Tokenizer, prompts: Prompts, context: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, manifest: CloudManifest) -> None:
         self._tokenizer = tokenizer
-        self._prompts = prompts
-        self._context = context
+        self._prompts = manifest.prompts
+        self._text = manifest.text
+        self._context = manifest.context
 
     def plain(self, text: str) -> Row:
-        """<bos> text <eos>."""
-        return Row([self._tokenizer.bos, *self._tokenizer.ids(text), self._tokenizer.eos])
+        """The text between `begin` and `end`."""
+        return Row([*self._text.begin, *self._tokenizer.ids(text), *self._text.end])
 
     def words(self, words: str) -> Row:
         return self.plain(_fill(self._prompts.words, words))
@@ -220,21 +219,19 @@ class _Layout:
 
     def _overflow(self, words: str, k: int) -> int:
         """Tokens by which the longest row holding `words` exceeds the context."""
-        longest = len(self._tokenizer.ids(_fill(self._prompts.words, words))) + 2
+        around = len(self._text.begin) + len(self._text.end)
+        longest = len(self._tokenizer.ids(_fill(self._prompts.words, words))) + around
         if k:
             before, after = self._prompts.composed.split("{sentence}")
             ids = len(self._tokenizer.ids(_fill(before, words))) + len(self._tokenizer.ids(_fill(after, words)))
-            longest = max(longest, ids + k + 2)
+            longest = max(longest, ids + k + around)
         return longest - self._context
 
     def _around(self, prompt: str, sentence: Sentence, words: str) -> Row:
         before, after = (self._tokenizer.ids(_fill(part, words)) for part in prompt.split("{sentence}"))
-        slots = [self._tokenizer.slot] * len(sentence)
-        return Row(
-            [self._tokenizer.bos, *before, *slots, *after, self._tokenizer.eos],
-            sentence,
-            start=1 + len(before),
-        )
+        slots = [self._text.slot] * len(sentence)
+        head = [*self._text.begin, *before]
+        return Row([*head, *slots, *after, *self._text.end], sentence, start=len(head))
 
 
 def _fill(prompt: str, words: str) -> str:

@@ -16,7 +16,7 @@ from pocketlens_wire import limits, tokens
 from pocketlens_wire.errors import BadQuery, GalleryError, SpaceMismatch, TooLate
 from pocketlens_wire.v1 import retrieval_pb2 as pb
 
-from pocketlens_cloud.compose import VECTOR_OF, Composer, Mode, clean
+from pocketlens_cloud.compose import VECTOR_OF, Composer, Mode
 from pocketlens_cloud.gallery import Gallery, Scored
 from pocketlens_cloud.payload import Scalar, clip
 
@@ -90,7 +90,7 @@ class Service:
             raise BadQuery(f"top must be 1 to {limits.MAX_TOP}; {request.top} came")
         if (size := len(request.words.encode())) > limits.MAX_WORDS_BYTES:
             raise BadQuery(f"words may have {limits.MAX_WORDS_BYTES} bytes of UTF-8; {size} came")
-        if not request.HasField("sentence") and not clean(request.words):
+        if not request.HasField("sentence") and not self._composer.clean(request.words):
             raise BadQuery("the query is empty: send a picture's sentence tokens, words, or both")
         mode = self._mode(request.mode)
         where = self._where(request)

@@ -7,18 +7,16 @@ from pathlib import Path
 from typing import final
 
 from pocketlens_wire.errors import BadBundle
+from pocketlens_wire.manifest import TextLayout
 from tokenizers import Tokenizer as _Tokenizer
-
-PAD, BOS, EOS, UNKNOWN, SLOT = "<pad>", "<bos>", "<eos>", "<unk>", "<slot>"
-SPECIAL = (PAD, BOS, EOS, UNKNOWN, SLOT)
 
 
 @final
 class Tokenizer:
     """The text side of the token space."""
 
-    def __init__(self, path: Path) -> None:
-        """Load tokenizer.json. Raises BadBundle if it cannot be read or lacks a special token."""
+    def __init__(self, path: Path, layout: TextLayout) -> None:
+        """Load tokenizer.json. Raises BadBundle if it cannot be read or lacks an id that `layout` names."""
         try:
             self._tokenizer = _Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
@@ -27,30 +25,36 @@ class Tokenizer:
         self._tokenizer.no_truncation()
         # Without this the library turns a typed "<slot>" into the slot's id.
         self._tokenizer.encode_special_tokens = True
-        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
-        if missing := [name for name in SPECIAL if name not in vocabulary]:
-            raise BadBundle(f"{path}: the vocabulary lacks {', '.join(missing)}")
-        special = {name: vocabulary[name] for name in SPECIAL}
-        if special[PAD] != 0:
-            raise BadBundle(f"{path}: {PAD} must have id 0; it has {special[PAD]}")
-        self.bos, self.eos, self.slot = special[BOS], special[EOS], special[SLOT]
-        self._unknown = special[UNKNOWN]
-        # A word-level vocabulary may still look "<slot>" up as a word: such an id becomes <unk>.
-        self._reserved = frozenset(special.values()) - {self._unknown}
+        named = {*layout.begin, *layout.end, layout.pad, layout.slot, *layout.special}
+        if layout.unknown is not None:
+            named.add(layout.unknown)
+        known = set(self._tokenizer.get_vocab(with_added_tokens=True).values())
+        if missing := sorted(named - known):
+            raise BadBundle(f"{path}: the vocabulary lacks the ids {', '.join(map(str, missing))} of the manifest")
+        self._unknown = layout.unknown
+        # A word-level vocabulary may still look "<slot>" up as a word: such an id becomes the unknown one, or nothing.
+        self._reserved = frozenset(layout.special)
 
     def ids(self, text: str) -> list[int]:
-        """Token ids of plain text; never a special id except <unk>."""
+        """Token ids of cleaned text; never a special id except the unknown one."""
         return self._checked(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         """For each token of `ids(text)`, its [start, end) in characters of `text`."""
-        return self._tokenizer.encode(text, add_special_tokens=False).offsets
+        encoded = self._tokenizer.encode(text, add_special_tokens=False)
+        return [span for token, span in zip(encoded.ids, encoded.offsets, strict=True) if self._stays(token)]
 
     def unknown(self, text: str) -> list[str]:
         """The pieces of `text` the vocabulary does not know, each once, in order."""
         encoded = self._tokenizer.encode(text, add_special_tokens=False)
-        pairs = zip(self._checked(encoded.ids), encoded.offsets, strict=True)
-        return list(dict.fromkeys(text[start:end] for i, (start, end) in pairs if i == self._unknown))
+        strange = {self._unknown, *self._reserved}
+        pairs = zip(encoded.ids, encoded.offsets, strict=True)
+        return list(dict.fromkeys(text[start:end] for token, (start, end) in pairs if token in strange))
 
     def _checked(self, ids: list[int]) -> list[int]:
-        return [self._unknown if i in self._reserved else i for i in ids]
+        if self._unknown is None:
+            return [token for token in ids if token not in self._reserved]
+        return [self._unknown if token in self._reserved else token for token in ids]
+
+    def _stays(self, token: int) -> bool:
+        return self._unknown is not None or token not in self._reserved

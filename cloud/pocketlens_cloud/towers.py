@@ -20,7 +20,7 @@ MAX_PADDING = 64  # padding tokens accepted to spare one run; a run's fixed cost
 
 @dataclass(frozen=True)
 class Row:
-    """One sequence of the text tower: ids from <bos> to <eos>, and where the sentence lies in it."""
+    """One sequence of the text tower: its ids without padding, and where the sentence lies in it."""
 
     ids: Sequence[int]
     sentence: NDArray[np.float32] | None = None  # (k, width)
@@ -54,6 +54,8 @@ class TextTower:
             inputs={"token_ids", "sentence", "sentence_start", "sentence_length", "end"}, outputs={"text"}
         )
         self._width = manifest.token_width
+        self._pad = manifest.text.pad
+        self._fixed_length = manifest.context if manifest.text.fixed_length else 0
         self._dim = manifest.dim
 
     @property
@@ -69,10 +71,10 @@ class TextTower:
 
     def _run_padded(self, rows: Sequence[Row]) -> NDArray[np.float32]:
         batch = len(rows)
-        length = max(len(row.ids) for row in rows)
+        length = max(self._fixed_length, *(len(row.ids) for row in rows))
         # At least one sentence position, since a zero-sized axis upsets some graphs.
         k = max(1, *(0 if row.sentence is None else len(row.sentence) for row in rows))
-        token_ids = np.zeros((batch, length), np.int64)
+        token_ids = np.full((batch, length), self._pad, np.int64)
         sentence = np.zeros((batch, k, self._width), np.float32)
         sentence_length = np.zeros(batch, np.int64)
         for i, row in enumerate(rows):

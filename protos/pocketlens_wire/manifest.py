@@ -44,6 +44,23 @@ class Prompts:
     words: str  # holds {words} once: "{words}"
 
 
+CLEANING: Final = ("plain", "ftfy", "html", "punctuation", "lower", "spaces")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextLayout:
+    """How a text becomes a row of the text tower: cleaned, cut by tokenizer.json, `begin` before and `end` after it."""
+
+    begin: list[int]  # ids before the text: CLIP's start of text, BERT's [CLS], nothing for SigLIP
+    end: list[int]  # ids after it
+    pad: int  # id that fills shorter rows
+    slot: int  # id where the sentence goes; the graph puts the sentence's tokens over its embedding
+    special: list[int]  # ids that no typed text may become
+    unknown: int | None  # what stands for pieces that are not in the vocabulary; None: every piece is
+    fixed_length: bool  # rows always have `context` ids, because the tower attends to its padding
+    clean: list[str]  # steps before tokenizer.json, of CLEANING, in order
+
+
 @dataclass(frozen=True, kw_only=True)
 class EdgeManifest:
     """The device's half: one encoder, from pixels to sentence tokens."""
@@ -77,6 +94,7 @@ class CloudManifest:
     dim: int  # numbers per gallery vector
     picture: PictureSpec
     prompts: Prompts
+    text: TextLayout
     targets: list[str]  # gallery vectors it can make: ["original"] or ["original", "union"]
     text_tower: File
     image_tower: File
@@ -215,6 +233,10 @@ def _convert(wanted: Any, raw: Any, key: str) -> Any:
         _check_type(raw, dict, "an object", key)
         inner = get_args(wanted)[1]
         return {name: _convert(inner, item, f"{key}.{name}") for name, item in sorted(raw.items())}
+    if wanted is bool:
+        if not isinstance(raw, bool):
+            raise _Wrong(key, f"must be true or false, came {json.dumps(raw)[:60]}")
+        return raw
     if wanted is str:
         _check_type(raw, str, "a string", key)
         return raw
@@ -280,7 +302,7 @@ def _check_cloud(manifest: CloudManifest) -> None:
     _demand(bool(manifest.encoders) and "" not in manifest.encoders, "encoders", "must list encoder ids")
     _demand(1 <= manifest.max_tokens <= MAX_TOKENS, "max_tokens", f"must be 1 to {MAX_TOKENS}")
     _demand(manifest.dim >= 1, "dim", "must be at least 1")
-    enough = manifest.max_tokens + 2  # bos, the sentence, eos
+    enough = manifest.max_tokens + len(manifest.text.begin) + len(manifest.text.end)
     _demand(manifest.context >= enough, "context", f"must be at least {enough}")
     _demand(
         manifest.targets in (["original"], ["original", "union"]),
@@ -294,9 +316,20 @@ def _check_cloud(manifest: CloudManifest) -> None:
         'must be there exactly with target "union"',
     )
     _demand(not union or manifest.query_head is not None, "query_head", 'is needed for target "union"')
+    _check_text(manifest.text)
     slots = {"composed": ["sentence", "words"], "picture": ["sentence"], "words": ["words"]}
     for key, wanted in slots.items():
         _check_prompt(f"prompts.{key}", getattr(manifest.prompts, key), wanted)
+
+
+def _check_text(text: TextLayout) -> None:
+    for key in ("begin", "end", "special"):
+        _demand(all(token >= 0 for token in getattr(text, key)), f"text.{key}", "must hold token ids, 0 or more")
+    for key in ("pad", "slot"):
+        _demand(getattr(text, key) >= 0, f"text.{key}", "must be a token id, 0 or more")
+    _demand(text.unknown is None or text.unknown >= 0, "text.unknown", "must be a token id, 0 or more, or null")
+    unknown = [step for step in text.clean if step not in CLEANING]
+    _demand(not unknown, "text.clean", f"must be of {', '.join(CLEANING)}, came {', '.join(unknown)}")
 
 
 def _check_prompt(key: str, prompt: str, wanted: list[str]) -> None:

@@ -33,6 +33,9 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 SIDE, WIDTH, DIM, CONTEXT = 16, 12, 24, 24
 TOKEN_SPACE, GALLERY_SPACE, ENCODER = "ts-" + "0" * 16, "gs-" + "0" * 16, "enc-" + "0" * 16
 PROMPTS = manifest.Prompts(composed="a photo of {sentence}, {words}", picture="a photo of {sentence}", words="{words}")
+LAYOUT = manifest.TextLayout(
+    begin=[1], end=[2], pad=0, slot=4, special=[0, 1, 2, 4], unknown=3, fixed_length=False, clean=["plain", "spaces"]
+)
 WORDS = [
     "a",
     "photo",
@@ -300,6 +303,7 @@ def build_toy(
             dim=DIM,
             picture=PictureSpec(side=SIDE, fit="crop"),
             prompts=PROMPTS,
+            text=LAYOUT,
             targets=list(targets),
             text_tower=file("text_tower.onnx"),
             image_tower=file("image_tower.onnx"),

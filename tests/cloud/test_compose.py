@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
-from pocketlens_cloud.compose import Composer, clean
-from pocketlens_cloud.tokenizer import SPECIAL, Tokenizer
+from pocketlens_cloud.compose import Composer
+from pocketlens_cloud.tokenizer import Tokenizer
 from pocketlens_cloud.towers import MAX_PADDING, MAX_ROWS, buckets
+from pocketlens_cloud.wording import STEPS, cleaned
 from pocketlens_wire.errors import BadBundle, BadQuery
+from pocketlens_wire.manifest import CLEANING, TextLayout
 from tokenizers import Tokenizer as Library
 from tokenizers import models, pre_tokenizers
 
@@ -80,11 +82,28 @@ def test_an_empty_query_is_refused(composer):
             composer.compose(None, words, "tuned")
 
 
+SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>", "<slot>")
+LAYOUT = TextLayout(
+    begin=[1], end=[2], pad=0, slot=4, special=[0, 1, 2, 4], unknown=3, fixed_length=False, clean=["plain", "spaces"]
+)
+
+
 def test_words_are_cleaned():
+    def clean(words):
+        return cleaned(words, LAYOUT.clean)
+
     assert clean("  in\tred\n\x00\x1b[31m ") == "in red [31m"
     assert clean("cafe\u0301") == "caf\u00e9"
     assert clean("\u00a0red\u2028hat") == "red hat"
     assert clean("\U0001f469\u200d\U0001f33e") == "\U0001f469\u200d\U0001f33e"  # a joiner is no control character
+
+
+def test_words_are_cleaned_as_open_clip_and_siglip_do():
+    clip = ("ftfy", "html", "spaces", "lower")
+    assert cleaned("A &amp;amp; B\u00a0&lt;C&gt;  ", clip) == "a & b <c>"
+    assert cleaned("schÃ¶n", clip) == "schön"
+    assert cleaned("Two_hats, please!", ("ftfy", "html", "punctuation", "lower", "spaces")) == "two hats please"
+    assert set(STEPS) == set(CLEANING)  # what a manifest may name is what the cloud can do
 
 
 def test_long_words_are_cut_at_a_word_and_the_asker_is_told(toy, composer):
@@ -126,7 +145,7 @@ def test_unknown_words_are_named_once_each_and_not_all_of_them(composer):
     "typed", ["<slot>", "<bos>", "red <eos> hat", "$20", "{sentence}", "{words} {sentence}", "<pad>"]
 )
 def test_nothing_a_user_types_becomes_a_special_id_or_moves_the_sentence(toy, composer, typed):
-    tokenizer = Tokenizer(toy.bundle / "cloud" / "tokenizer.json")
+    tokenizer = Tokenizer(toy.bundle / "cloud" / "tokenizer.json", LAYOUT)
     special = {toy.id(name) for name in SPECIAL} - {toy.id("<unk>")}
     assert special.isdisjoint(tokenizer.ids(typed))
     sentence = toy.sentence(6)
@@ -144,18 +163,18 @@ def test_a_vocabulary_that_holds_the_slot_as_a_word_gives_unknown_instead(tmp_pa
     library = Library(models.WordLevel({name: i for i, name in enumerate((*SPECIAL, "red"))}, unk_token="<unk>"))
     library.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # leaves "<slot>" in one piece
     library.save(str(tmp_path / "tokenizer.json"))
-    tokenizer = Tokenizer(tmp_path / "tokenizer.json")
+    tokenizer = Tokenizer(tmp_path / "tokenizer.json", LAYOUT)
     assert tokenizer.ids("red <slot> <bos>") == [5, 3, 3]
     assert tokenizer.unknown("red <slot>") == ["<slot>"]
 
 
 def test_a_tokenizer_without_its_special_tokens_is_refused(tmp_path):
     Library(models.WordLevel({"<pad>": 0, "<unk>": 1}, unk_token="<unk>")).save(str(tmp_path / "t.json"))
-    with pytest.raises(BadBundle, match="lacks <bos>, <eos>, <slot>"):
-        Tokenizer(tmp_path / "t.json")
+    with pytest.raises(BadBundle, match="lacks the ids 2, 3, 4"):
+        Tokenizer(tmp_path / "t.json", LAYOUT)
     (tmp_path / "t.json").write_text("{}")
     with pytest.raises(BadBundle, match="not a tokenizer"):
-        Tokenizer(tmp_path / "t.json")
+        Tokenizer(tmp_path / "t.json", LAYOUT)
 
 
 def test_a_bundle_without_heads_composes_zero_shot_only(make_toy, tmp_path):

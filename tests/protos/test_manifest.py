@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from pocketlens_wire import manifest
 from pocketlens_wire.errors import BadBundle
-from pocketlens_wire.manifest import CloudManifest, EdgeManifest, Prompts, describe_file, resolve_half
+from pocketlens_wire.manifest import CloudManifest, EdgeManifest, Prompts, TextLayout, describe_file, resolve_half
 from pocketlens_wire.pictures import PictureSpec
 
 
@@ -58,6 +58,9 @@ def cloud_manifest(folder: Path) -> CloudManifest:
         dim=256,
         picture=PictureSpec(side=96, fit="squash"),
         prompts=Prompts(composed="a photo of {sentence}, {words}", picture="a photo of {sentence}", words="{words}"),
+        text=TextLayout(
+            begin=[1], end=[2], pad=0, slot=4, special=[0, 1, 2, 4], unknown=3, fixed_length=False, clean=["plain"]
+        ),
         targets=["original", "union"],
         text_tower=tower,
         image_tower=tower,
@@ -152,7 +155,7 @@ def test_every_key_is_needed_and_typed(bundle, cls, half):
     keys = leaf_keys(cls, bundle / half)
     assert len(keys) > 20
     for key in keys:
-        for value in (DROP, {"neither": "this"}, [["nor", "that"]], True):
+        for value in (DROP, {"neither": "this"}, [["nor", "that"]], "no" if key == "text.fixed_length" else True):
             path = edited(bundle, half, key, value)
             with pytest.raises(BadBundle, match=re.escape(str(path)) + f".*key `{re.escape(key)}"):
                 READ[half](bundle)
@@ -201,6 +204,12 @@ def test_every_key_is_needed_and_typed(bundle, cls, half):
         ("cloud", "target_head", None, "key `target_head` must be there exactly with target"),
         ("cloud", "query_head", None, "key `query_head` is needed"),
         ("cloud", "text_tower", None, "key `text_tower` must be an object, came null"),
+        ("cloud", "text.fixed_length", 1, "key `text.fixed_length` must be true or false, came 1"),
+        ("cloud", "text.begin", [-1], "key `text.begin` must hold token ids"),
+        ("cloud", "text.begin", [1] * 41, "key `context` must be at least 50"),
+        ("cloud", "text.slot", -4, "key `text.slot` must be a token id"),
+        ("cloud", "text.unknown", -4, "key `text.unknown` must be a token id, 0 or more, or null"),
+        ("cloud", "text.clean", ["stem"], "key `text.clean` must be of plain, ftfy, html"),
         ("cloud", "prompts.composed", "a photo of {sentence}", "key `prompts.composed` must hold"),
         ("cloud", "prompts.composed", "{sentence} {words} {words}", "key `prompts.composed` must hold"),
         ("cloud", "prompts.picture", "a photo", "key `prompts.picture` must hold {sentence} exactly once"),
