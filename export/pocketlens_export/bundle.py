@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from pocketlens_training.checkpoint import Trained, load_run
 from pocketlens_training.cost import multiply_adds, parameters
 from pocketlens_training.recipe import PROMPTS
+from pocketlens_training.text import LAYOUT
 from pocketlens_wire import manifest as manifests
 from pocketlens_wire.pictures import PictureSpec
 from pocketlens_wire.spaces import digest_arrays, mint
@@ -191,7 +192,7 @@ def _write_cloud(
         manifests.CloudManifest(
             name=name, token_space=edge.token_space, gallery_space=gallery_space, encoders=[edge.encoder, *accept],
             token_width=recipe.word_width, max_tokens=recipe.most_tokens, context=recipe.context, dim=recipe.dim,
-            picture=edge.picture, prompts=PROMPTS, targets=["original", "union"],
+            picture=edge.picture, prompts=PROMPTS, text=LAYOUT, targets=["original", "union"],
             text_tower=manifests.describe_file(cloud / "text_tower.onnx"),
             image_tower=manifests.describe_file(cloud / "image_tower.onnx"),
             query_head=manifests.describe_file(cloud / "query_head.onnx"),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from pocketlens_training.towers import ImageTower, TextTower
+from pocketlens_training.teachers.teacher import ImageModule, TextModule
 from torch import Tensor, nn
 from torch.export import Dim
 
@@ -23,7 +23,7 @@ Shapes = tuple[dict[int, Dim] | None, ...]
 class UnitText(nn.Module):
     """Text tower whose output has length 1."""
 
-    def __init__(self, tower: TextTower) -> None:
+    def __init__(self, tower: TextModule) -> None:
         super().__init__()
         self.tower = tower
 
@@ -41,13 +41,12 @@ class UnitText(nn.Module):
 class RawAndUnitImage(nn.Module):
     """Image tower with both of its features and the map before pooling (the symmetric baseline reads that)."""
 
-    def __init__(self, tower: ImageTower) -> None:
+    def __init__(self, tower: ImageModule) -> None:
         super().__init__()
         self.tower = tower
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        places = self.tower.places(pixels)
-        raw = self.tower.pool(places)
+        raw, places = self.tower(pixels)
         return raw, F.normalize(raw, dim=1), places
 
 
@@ -96,7 +95,7 @@ def write_pixels_graph(module: nn.Module, path: Path, *, side: int, outputs: Seq
     write_graph(module, path, inputs={"pixels": pixels}, outputs=outputs, dynamic=({0: Dim("batch")},))
 
 
-def write_text_tower(tower: TextTower, path: Path, *, width: int, context: int) -> None:
+def write_text_tower(tower: TextModule, path: Path, *, width: int, context: int) -> None:
     """The text tower with free batch, length (2 to `context`) and k."""
     inputs = {
         "token_ids": torch.ones(2, 9, dtype=torch.int64),

@@ -110,8 +110,7 @@ def originals(trained: Trained, given: Material) -> Originals:
     composed = text([composed_prompt(w, picture=True) for w in given.words], sentence)
     picture = text([composed_prompt("", picture=True)] * len(sentence), sentence)
     words = text([composed_prompt(w, picture=False) for w in given.words], None)
-    places = trained.teacher.image.places(pixels)
-    raw = trained.teacher.image.pool(places)
+    raw, places = trained.teacher.image(pixels)
     made = (
         sentence, composed, picture, words, trained.heads.query(composed, picture, words), raw, F.normalize(raw, dim=1),
         trained.heads.target(raw), trained.control.query(composed, picture, words), trained.symmetric(places),

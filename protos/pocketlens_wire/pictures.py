@@ -37,6 +37,7 @@ MIN_SIDE: Final = 8  # pixels; one JPEG block. Spacers and tracking pixels lie b
 MAX_FILE_BYTES: Final = 512 * 1024 * 1024  # an uncompressed 16-bit RGBA picture of 50 MP has 400 MB
 
 FITS: Final = ("crop", "squash")
+RESAMPLES: Final = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 # First bytes -> format. Anything else is refused before a decoder is chosen; a file's name decides nothing.
 _MAGIC: Final[tuple[tuple[bytes, str], ...]] = (
@@ -80,7 +81,7 @@ class PictureSpec:
 
     side: pixels of the square, 1 to 4096.
     fit: "crop" (short side to `side`, then the centre) or "squash" (both sides to `side`).
-    resample: "bicubic", always antialiased.
+    resample: "bicubic" or "bilinear", always antialiased.
     """
 
     side: int
@@ -92,8 +93,8 @@ class PictureSpec:
             raise ValueError(f"side must be 1 to 4096 pixels, came {self.side}")
         if self.fit not in FITS:
             raise ValueError(f"fit must be one of {', '.join(FITS)}, came {self.fit!r}")
-        if self.resample != "bicubic":
-            raise ValueError(f"resample must be bicubic, came {self.resample!r}")
+        if self.resample not in RESAMPLES:
+            raise ValueError(f"resample must be one of {', '.join(RESAMPLES)}, came {self.resample!r}")
 
 
 def open_picture(
@@ -125,7 +126,7 @@ def open_picture(
 
 
 def fit(picture: Image.Image, spec: PictureSpec) -> NDArray[np.uint8]:
-    """The square an encoder sees: uint8 (side, side, 3), RGB, antialiased bicubic.
+    """The square an encoder sees: uint8 (side, side, 3), RGB, antialiased.
 
     "crop" keeps the proportions and the middle; the cropping is done inside the resize, so a strip of
     1 x 10,000 costs no more than its own pixels. "squash" keeps everything and bends the proportions.
@@ -137,7 +138,7 @@ def fit(picture: Image.Image, spec: PictureSpec) -> NDArray[np.uint8]:
         short = min(width, height)
         left, top = (width - short) / 2, (height - short) / 2
         box = (left, top, left + short, top + short)
-    return np.array(rgb.resize((spec.side, spec.side), Image.Resampling.BICUBIC, box=box), dtype=np.uint8)
+    return np.array(rgb.resize((spec.side, spec.side), RESAMPLES[spec.resample], box=box), dtype=np.uint8)
 
 
 # --- getting at the bytes

@@ -186,7 +186,7 @@ def test_every_key_is_needed_and_typed(bundle, cls, half):
         ("edge", "golden_tolerance", "small", 'key `golden_tolerance` must be a number, came "small"'),
         ("edge", "picture.side", 0, "key `picture` is wrong: side must be 1 to 4096"),
         ("edge", "picture.fit", "stretch", "key `picture` is wrong: fit must be one of crop, squash"),
-        ("edge", "picture.resample", "nearest", "key `picture` is wrong: resample must be bicubic"),
+        ("edge", "picture.resample", "nearest", "key `picture` is wrong: resample must be one of bicubic, bilinear"),
         ("edge", "graphs", {}, "key `graphs.fp32` is missing"),
         ("edge", "graphs.fp32", None, "key `graphs.fp32` must be an object, came null"),
         ("edge", "golden.sha256", "00", "key `golden.sha256` must be 64"),

@@ -282,7 +282,7 @@ def test_fit_takes_any_mode():
         (0, "crop", "bicubic", "side must be 1 to 4096 pixels, came 0"),
         (4097, "crop", "bicubic", "side must be 1 to 4096 pixels, came 4097"),
         (8, "pad", "bicubic", "fit must be one of crop, squash, came 'pad'"),
-        (8, "crop", "box", "resample must be bicubic, came 'box'"),
+        (8, "crop", "box", "resample must be one of bicubic, bilinear, came 'box'"),
     ],
 )
 def test_a_spec_that_cannot_be_meant(side, how, resample, says):

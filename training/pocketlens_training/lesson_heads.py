@@ -95,8 +95,8 @@ def triplet_features(school: School) -> dict[str, Tensor]:
                 "picture": F.normalize(school.text([ALONE] * len(some), sentence), dim=1),
                 "words": F.normalize(school.text(words), dim=1),
                 "target_caption": F.normalize(school.text(told), dim=1),
-                "anchor_raw": school.teacher.image(school.pixels(anchors)).float(),
-                "target_raw": school.teacher.image(school.pixels(targets)).float(),
+                "anchor_raw": school.teacher.image(school.pixels(anchors))[0].float(),
+                "target_raw": school.teacher.image(school.pixels(targets))[0].float(),
             }
         )
         school.progress.advance(bar, len(some))

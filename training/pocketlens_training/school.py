@@ -85,7 +85,7 @@ class School:
     def image(self, pixels: NDArray[np.uint8]) -> Tensor:
         """Raw image features (batch, dim) of the large tower."""
         with autocast(self.device):
-            return self.teacher.image(self.pixels(pixels)).float()
+            return self.teacher.image(self.pixels(pixels))[0].float()
 
     def sentences(self, pixels: NDArray[np.uint8], student: Student) -> Tensor:
         """The sentences (batch, k, width) of `student`."""
@@ -109,7 +109,7 @@ class School:
         for start in range(0, len(self.photos), CHUNK):
             numbers = np.arange(start, min(start + CHUNK, len(self.photos)))
             # float32: these are targets, and bfloat16 noise in a target cannot be unlearned
-            parts.append(self.teacher.image(self.pixels(self.photos.take(numbers))).cpu())
+            parts.append(self.teacher.image(self.pixels(self.photos.take(numbers)))[0].cpu())
             self.progress.advance(bar, len(numbers))
         save_atomically({"image_raw": torch.cat(parts)}, path)
         return torch.cat(parts)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from pocketlens_wire.manifest import TextLayout
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor
 
@@ -16,6 +17,10 @@ from pocketlens_training.recipe import PROMPTS
 
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>", "<slot>")
 PAD, BOS, EOS, UNK, SLOT = range(len(SPECIAL))
+LAYOUT = TextLayout(
+    begin=[BOS], end=[EOS], pad=PAD, slot=SLOT, special=[PAD, BOS, EOS, SLOT], unknown=UNK, fixed_length=False,
+    clean=["plain", "spaces"],
+)  # fmt: skip
 
 
 def build_tokenizer(vocabulary: Sequence[str]) -> Tokenizer:

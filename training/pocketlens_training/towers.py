@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pocketlens_training.recipe import Recipe
+from pocketlens_training.teachers.teacher import ImageModule, TextModule
 
 
 def convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
@@ -38,8 +39,8 @@ def normalised(pixels: Tensor) -> Tensor:
     return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 
-class ImageTower(nn.Module):
-    """Large image tower: `pixels` uint8 (batch, side, side, 3) RGB -> raw feature (batch, dim)."""
+class ImageTower(ImageModule):
+    """The sample world's large image tower, residual, pooled by attention."""
 
     def __init__(self, widths: Sequence[int], dim: int, heads: int = 4) -> None:
         super().__init__()
@@ -69,8 +70,9 @@ class ImageTower(nn.Module):
         )
         return self.project(torch.cat([attended.flatten(1), x.mean(1)], 1))
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self.pool(self.places(pixels))
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        places = self.places(pixels)
+        return self.pool(places), places
 
 
 class TextBlock(nn.Module):
@@ -94,7 +96,7 @@ class TextBlock(nn.Module):
         return x + self.mlp(self.before_mlp(x))
 
 
-class TextTower(nn.Module):
+class TextTower(TextModule):
     """Causal text tower. The sentence is placed by position, so no text a user types can reach its slots."""
 
     def __init__(self, vocabulary: int, context: int, width: int, layers: int, dim: int) -> None:
@@ -107,23 +109,11 @@ class TextTower(nn.Module):
         nn.init.normal_(self.words.weight, std=0.05)
 
     def forward(
-        self,
-        token_ids: Tensor,
-        sentence: Tensor,
-        sentence_start: Tensor,
-        sentence_length: Tensor,
-        end: Tensor,
+        self, token_ids: Tensor, sentence: Tensor, sentence_start: Tensor, sentence_length: Tensor, end: Tensor
     ) -> Tensor:
-        """Raw text feature at the end token.
-
-        token_ids int64 (batch, length); sentence float (batch, k, width); sentence_start, sentence_length,
-        end int64 (batch,); sentence_length 0 means no picture. Returns (batch, dim), not normalised."""
-        x = self.words(token_ids)
-        slot = torch.arange(token_ids.shape[1], device=x.device)[None] - sentence_start[:, None]  # (batch, length)
-        inside = (slot >= 0) & (slot < sentence_length[:, None])
-        index = slot.clamp(min=0).minimum(sentence_length[:, None] - 1).clamp(min=0)
-        placed = sentence.gather(1, index[:, :, None].expand(-1, -1, sentence.shape[2]))
-        x = torch.where(inside[:, :, None], placed.to(x.dtype), x) + self.positions[: token_ids.shape[1]]
+        """Read at the end token."""
+        x = self.with_sentence(token_ids, sentence, sentence_start, sentence_length)
+        x = x + self.positions[: token_ids.shape[1]]
         for block in self.blocks:
             x = block(x)
         last = x.gather(1, end[:, None, None].expand(-1, 1, x.shape[2])).squeeze(1)

@@ -1,0 +1,1 @@
+"""Large vision-language models that teach, each behind the one interface of teacher.py."""

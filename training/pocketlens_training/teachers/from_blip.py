@@ -1,0 +1,122 @@
+"""Teachers from Hugging Face's BLIP for image-text retrieval (Li et al. 2022): a bidirectional BERT-like text tower
+that is read at its first position, and a matching head.
+
+Sentence tokens go in where word embeddings do, before positions and their LayerNorm. The library adds positions into
+the very tensor it is given, so it is given a fresh one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from pocketlens_wire.pictures import PictureSpec
+from torch import Tensor
+
+from pocketlens_training.recipe import PROMPTS
+from pocketlens_training.teachers.teacher import CannotTeach, ImageModule, Teacher, TextModule, frozen
+from pocketlens_training.teachers.tokenizing import probed_layout
+
+KIND = "BlipForImageTextRetrieval"
+CONTEXT = 35  # ids: the retrieval checkpoints were tuned on texts of this length
+SCALE = 1 / 0.07  # the library does not keep BLIP's temperature; this is the value its training begins with
+RESAMPLED = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers, as preprocessor_config.json has them
+
+
+def from_blip(name: str, source: str) -> Teacher:
+    """The teacher `name`: a folder of the Hugging Face form, or a repository of its hub.
+
+    Raises CannotTeach, naming what is wrong."""
+    from transformers import AutoTokenizer, BlipForImageTextRetrieval, BlipImageProcessor
+
+    _refuse_other_kinds(name, source)
+    try:
+        model: Any = BlipForImageTextRetrieval.from_pretrained(source, use_safetensors=_has_safetensors(source))
+        words: Any = AutoTokenizer.from_pretrained(source)
+        pixels: Any = BlipImageProcessor.from_pretrained(source)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CannotTeach(f"{name}: {str(error).splitlines()[0][:300]}") from error
+    frozen(model)
+    layout = probed_layout(
+        words.backend_tokenizer, pad=words.pad_token_id, clean=["plain", "spaces"], fixed_length=False
+    )
+    return Teacher(
+        name=name,
+        image=BlipImage(model, pixels.image_mean, pixels.image_std),
+        text=BlipText(model),
+        scale=SCALE,
+        dim=model.text_proj.out_features,
+        context=min(CONTEXT, model.config.text_config.max_position_embeddings),
+        picture=PictureSpec(side=pixels.size["height"], fit="squash", resample=RESAMPLED[int(pixels.resample)]),
+        layout=layout,
+        prompts=PROMPTS,
+        tokenizer=words.backend_tokenizer,
+    )
+
+
+class BlipText(TextModule):
+    """BLIP's text encoder without pictures, read at its first position and projected."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.encoder = model.text_encoder
+        self.project = model.text_proj
+        self.words = model.text_encoder.embeddings.word_embeddings
+
+    def states(
+        self, token_ids: Tensor, sentence: Tensor, sentence_start: Tensor, sentence_length: Tensor, end: Tensor,
+        **pictured: Tensor,
+    ) -> Tensor:  # fmt: skip
+        """States (batch, length, width) of all positions; with encoder_hidden_states, of the matching encoder."""
+        words = self.with_sentence(token_ids, sentence, sentence_start, sentence_length)
+        seen = (torch.arange(token_ids.shape[1], device=end.device)[None] <= end[:, None]).long()
+        return self.encoder(inputs_embeds=words.clone(), attention_mask=seen, **pictured).last_hidden_state
+
+    def forward(
+        self, token_ids: Tensor, sentence: Tensor, sentence_start: Tensor, sentence_length: Tensor, end: Tensor
+    ) -> Tensor:
+        return self.project(self.states(token_ids, sentence, sentence_start, sentence_length, end)[:, 0])
+
+
+class BlipImage(ImageModule):
+    """BLIP's vision transformer."""
+
+    def __init__(self, model: Any, mean: list[float], std: list[float]) -> None:
+        super().__init__()
+        self.vision = model.vision_model
+        self.project = model.vision_proj
+        self.register_buffer("mean", 255 * torch.tensor(mean)[:, None, None], persistent=False)
+        self.register_buffer("std", 255 * torch.tensor(std)[:, None, None], persistent=False)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        x = (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std
+        states = self.vision(pixel_values=x).last_hidden_state
+        return self.project(states[:, 0]), states[:, 1:]
+
+
+def _refuse_other_kinds(name: str, source: str) -> None:
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise CannotTeach(
+            f"{name}: no model there ({str(error).splitlines()[0][:200]}). Without a network, fetch the repository "
+            "elsewhere and name its folder: hf:FOLDER"
+        ) from error
+    kinds = config.architectures or []
+    if KIND not in kinds:
+        raise CannotTeach(
+            f"{name}: is {', '.join(kinds) or config.model_type}; of Hugging Face's models {KIND} can teach. "
+            "CLIP and SigLIP come through open_clip: open_clip:MODEL/PRETRAINED"
+        )
+
+
+def _has_safetensors(source: str) -> bool | None:
+    """Whether a folder holds safetensors; None, for the library to find out, of a hub."""
+    folder = Path(source)
+    if not folder.is_dir():
+        return None
+    index = folder / "model.safetensors.index.json"
+    return (folder / "model.safetensors").is_file() or (index.is_file() and bool(json.loads(index.read_text())))

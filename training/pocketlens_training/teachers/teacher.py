@@ -1,0 +1,81 @@
+"""What every teacher is: a frozen image tower, a frozen text tower that takes sentence tokens, and how text reaches it.
+
+The modules are what export traces, so they take pixels and token ids as the bundle's graphs do. The sample world's own
+teacher is towers.py; the others adapt a library's model and change nothing it computes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from pocketlens_wire.manifest import Prompts, TextLayout
+from pocketlens_wire.pictures import PictureSpec
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+
+class CannotTeach(ValueError):
+    """A model, file or name that cannot be a teacher: says which, why, and what to do instead."""
+
+
+class ImageModule(nn.Module, ABC):
+    """`pixels` uint8 (batch, side, side, 3) RGB -> features; normalisation of pixels is inside."""
+
+    @abstractmethod
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Raw feature (batch, dim), and the map before pooling (batch, places, width)."""
+
+
+class TextModule(nn.Module, ABC):
+    """Token rows with a sentence in them -> raw text feature."""
+
+    words: nn.Embedding  # (vocabulary, width): sentence tokens lie in their space
+
+    @abstractmethod
+    def forward(
+        self, token_ids: Tensor, sentence: Tensor, sentence_start: Tensor, sentence_length: Tensor, end: Tensor
+    ) -> Tensor:
+        """Raw feature (batch, dim).
+
+        token_ids int64 (batch, length); sentence float (batch, k, width); sentence_start, sentence_length (0: no
+        picture) and end (place of the last id that is not padding) int64 (batch,)."""
+
+    def with_sentence(
+        self, token_ids: Tensor, sentence: Tensor, sentence_start: Tensor, sentence_length: Tensor
+    ) -> Tensor:
+        """Word embeddings (batch, length, width), the sentence's tokens in their places."""
+        words = self.words(token_ids)
+        slot = torch.arange(token_ids.shape[1], device=words.device)[None] - sentence_start[:, None]
+        inside = (slot >= 0) & (slot < sentence_length[:, None])
+        index = slot.clamp(min=0).minimum(sentence_length[:, None] - 1).clamp(min=0)
+        placed = sentence.gather(1, index[:, :, None].expand(-1, -1, sentence.shape[2]))
+        return torch.where(inside[:, :, None], placed.to(words.dtype), words)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """A model and all that is needed to run it elsewhere.
+
+    name: as it was asked for. image, text: in evaluation mode, frozen. scale: factor on cosines before a softmax.
+    context: most ids of a row. picture: how a file becomes pixels."""
+
+    name: str
+    image: ImageModule
+    text: TextModule
+    scale: float
+    dim: int
+    context: int
+    picture: PictureSpec
+    layout: TextLayout
+    prompts: Prompts
+    tokenizer: Tokenizer
+
+    @property
+    def word_width(self) -> int:
+        return self.text.words.embedding_dim
+
+
+def frozen(module: nn.Module) -> nn.Module:
+    """`module` in evaluation mode, float32, without gradients."""
+    return module.float().eval().requires_grad_(False)
