@@ -184,20 +184,17 @@ def test_settings_follow_the_models_own_configuration(weights):
 
 
 def test_our_pixels_are_almost_those_of_the_librarys_transform(weights):
+    from open_clip.transform import PreprocessCfg, image_transform_v2
     from torchvision.transforms import Compose
 
     teacher, model = teacher_of(weights, "clip-vit"), weights["clip-vit"][1]
-    transform = open_clip.image_transform_v2(
-        open_clip.PreprocessCfg(**open_clip.get_model_preprocess_cfg(model)), is_train=False
-    )
+    transform = image_transform_v2(PreprocessCfg(**open_clip.get_model_preprocess_cfg(model)), is_train=False)
     rng = np.random.default_rng(0)
     for size in ((120, 90), (64, 64), (333, 77)):
-        smooth = Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)).resize(
-            size, Image.Resampling.BICUBIC
-        )
+        smooth = Image.fromarray(rng.integers(0, 256, (5, 5, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
         theirs = Compose(transform.transforms[:2])(smooth)
         difference = np.abs(np.asarray(theirs, np.int16) - fit(smooth, teacher.picture))
-        assert np.median(difference) <= 2 and difference.max() <= 40  # they round the crop to whole pixels
+        assert np.median(difference) <= 2 and difference.max() <= 12  # they round the crop to whole pixels
 
 
 # --- refusals
@@ -224,7 +221,7 @@ def test_what_cannot_teach_is_refused_by_name(name, said):
 
 
 def test_weights_of_another_architecture_are_refused(weights, tmp_path):
-    with pytest.raises(CannotTeach, match="is of another architecture: it lacks .* and .* more; it holds unknown"):
+    with pytest.raises(CannotTeach, match=r"is of another architecture: it lacks .* and .* more; it holds unknown"):
         load_teacher(f"open_clip:small-clip-vit@{weights['clip-resnet'][0]}")
     torch.save({"state_dict": {"x": object()}}, tmp_path / "pickled.pt")
     with pytest.raises(CannotTeach, match="not unpickled: save the state dict as safetensors"):

@@ -38,9 +38,7 @@ def from_blip(name: str, source: str) -> Teacher:
     except (OSError, ValueError, RuntimeError) as error:
         raise CannotTeach(f"{name}: {str(error).splitlines()[0][:300]}") from error
     frozen(model)
-    layout = probed_layout(
-        words.backend_tokenizer, pad=words.pad_token_id, clean=["plain", "spaces"], fixed_length=False
-    )
+    layout = probed_layout(words.backend_tokenizer, pad=words.pad_token_id, clean=[], fixed_length=False)
     return Teacher(
         name=name,
         image=BlipImage(model, pixels.image_mean, pixels.image_std),

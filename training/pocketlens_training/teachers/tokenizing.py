@@ -6,9 +6,9 @@ tokenizer.json (SigLIP's sentence pieces, BERT's word pieces)."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from pocketlens_wire.manifest import TextLayout
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
@@ -65,7 +65,7 @@ def probed_layout(tokenizer: Tokenizer, *, pad: int, clean: Sequence[str], fixed
     bare = tokenizer.encode(PROBE, add_special_tokens=False).ids
     whole = tokenizer.encode(PROBE).ids
     places = [at for at in range(len(whole) - len(bare) + 1) if whole[at : at + len(bare)] == bare]
-    if not places:
+    if not bare or not places:
         raise CannotTeach(f"the tokenizer writes {PROBE!r} as {bare}, but as {whole} between its special ids")
     begin, end = whole[: places[0]], whole[places[0] + len(bare) :]
     marked = [token for token, added in tokenizer.get_added_tokens_decoder().items() if added.special]
@@ -77,8 +77,7 @@ def probed_layout(tokenizer: Tokenizer, *, pad: int, clean: Sequence[str], fixed
 
 def _unknown(tokenizer: Tokenizer) -> int | None:
     """The id that stands for what the vocabulary does not know."""
-    model: Any = tokenizer.model
-    named = getattr(model, "unk_token", None)
-    if named is None and (place := getattr(model, "unk_id", None)) is not None:
+    model = json.loads(tokenizer.to_str())["model"]
+    if (place := model.get("unk_id")) is not None:
         return int(place)
-    return tokenizer.token_to_id(named) if named else None
+    return tokenizer.token_to_id(model["unk_token"]) if model.get("unk_token") else None
