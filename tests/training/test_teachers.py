@@ -19,17 +19,35 @@ CLOSE = 1e-4  # of unit features
 TEXTS = ["a red mug", "two hats on grass, but dotted", "", "x " * 30]
 CLIP_TEXT = {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2}
 PIECES_TEXT = {
-    "context_length": 64, "vocab_size": 64, "hf_tokenizer_name": "local-only", "width": 64, "heads": 2, "layers": 2,
+    **CLIP_TEXT, "context_length": 64, "vocab_size": 64, "hf_tokenizer_name": "local-only",
     "tokenizer_kwargs": {"clean": "canonicalize"}, "no_causal_mask": True, "proj_bias": True, "pool_type": "last",
 }  # fmt: skip
+
+
+def timm(name, side, pool, proj):
+    return {
+        "timm_model_name": name, "timm_model_pretrained": False, "timm_pool": pool, "timm_proj": proj,
+        "image_size": side,
+    }  # fmt: skip
+
+
+def small(vision, *, text=None, **more):
+    return {"embed_dim": 48, "vision_cfg": vision, "text_cfg": text or CLIP_TEXT} | more
+
+
+PLAIN = {"image_size": 64, "width": 64, "patch_size": 16}
 CONFIGS = {
-    "clip-vit": {"embed_dim": 48, "quick_gelu": True, "vision_cfg": {"image_size": 64, "layers": 2, "width": 64, "patch_size": 16}, "text_cfg": CLIP_TEXT},
-    "clip-resnet": {"embed_dim": 48, "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 16, "patch_size": None}, "text_cfg": CLIP_TEXT},
-    "clip-convnext": {"embed_dim": 48, "vision_cfg": {"timm_model_name": "test_convnext", "timm_model_pretrained": False, "timm_pool": "", "timm_proj": "linear", "image_size": 160}, "text_cfg": CLIP_TEXT},
-    "mobileclip": {"embed_dim": 48, "custom_text": True, "vision_cfg": {"timm_model_name": "test_resnet", "timm_model_pretrained": False, "timm_pool": "avg", "timm_proj": None, "image_size": 160}, "text_cfg": {**CLIP_TEXT, "no_causal_mask": True}},
-    "eva": {"embed_dim": 48, "custom_text": True, "vision_cfg": {"timm_model_name": "eva02_tiny_patch14_224", "timm_model_pretrained": False, "timm_pool": "token", "timm_proj": None, "image_size": 224}, "text_cfg": CLIP_TEXT},
-    "siglip": {"embed_dim": 64, "custom_text": True, "init_logit_bias": -10, "vision_cfg": {"timm_model_name": "test_vit", "timm_model_pretrained": False, "timm_pool": "map", "timm_proj": "none", "image_size": 160}, "text_cfg": PIECES_TEXT},
-}  # fmt: skip
+    "clip-vit": small({**PLAIN, "layers": 2}, quick_gelu=True),
+    "clip-resnet": small({**PLAIN, "layers": [1, 1, 1, 1], "width": 16, "patch_size": None}),
+    "clip-convnext": small(timm("test_convnext", 160, "", "linear")),
+    "mobileclip": small(
+        timm("test_resnet", 160, "avg", None), custom_text=True, text={**CLIP_TEXT, "no_causal_mask": True}
+    ),
+    "eva": small(timm("eva02_tiny_patch14_224", 224, "token", None), custom_text=True),
+    "siglip": small(
+        timm("test_vit", 160, "map", "none"), custom_text=True, text=PIECES_TEXT, embed_dim=64, init_logit_bias=-10
+    ),
+}
 
 
 @pytest.fixture(scope="module")
