@@ -253,3 +253,20 @@ def test_a_state_dict_of_plain_tensors_is_taken(weights, tmp_path):
     state = {f"module.{key}": value for key, value in weights["clip-vit"][1].state_dict().items()}
     torch.save({"state_dict": state, "epoch": 3}, tmp_path / "epoch_3.pt")
     assert load_teacher(f"open_clip:small-clip-vit@{tmp_path / 'epoch_3.pt'}").dim == 48
+
+
+# --- the command
+
+
+def test_the_command_lists_what_teaches_and_describes_one(weights, capsys):
+    from pocketlens_training.cli import app
+
+    app(["teachers"], standalone_mode=False)
+    assert "SigLIP" in capsys.readouterr().out
+    app(["teachers", f"open_clip:small-siglip@{weights['siglip'][0]}"], standalone_mode=False)
+    card = json.loads(capsys.readouterr().out)
+    assert (card["dim"], card["word_width"], card["context"]) == (64, 64, 64)
+    assert card["text"]["fixed_length"] is True
+    with pytest.raises(SystemExit):
+        app(["teachers", "nothing"])
+    assert "no teacher has this name" in capsys.readouterr().err

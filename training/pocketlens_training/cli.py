@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -79,6 +79,43 @@ def sibling(
     if not written.is_file():
         _refuse(f"{run}: no training (it has no recipe.json); begin one with `pocketlens-train sample -o {run}`")
     _teach(Recipe.read(written), run, device, threads, lambda school: learn_siblings(school, tokens))
+
+
+@app.command()
+def teachers(
+    name: Annotated[
+        str | None, typer.Argument(help="One of them: load it, and say what it is. It may be fetched from its hub.")
+    ] = None,
+) -> None:
+    """Which pretrained models can teach, and how they are named.
+
+    Example: pocketlens-train teachers open_clip:ViT-B-32@weights.safetensors"""
+    _need_torch()
+    from pocketlens_training.teachers.naming import FAMILIES, FORMS, REFUSED, load_teacher
+    from pocketlens_training.teachers.teacher import CannotTeach
+
+    if name is None:
+        _print_table(("teaches", "for example", "its text tower"), FAMILIES)
+        _print_table(("form of a name", "means"), FORMS)
+        _print_table(("refused", "because"), REFUSED)
+        return
+    try:
+        teacher = load_teacher(name)
+    except CannotTeach as wrong:
+        _refuse(str(wrong), because=wrong)
+    typer.echo(json.dumps(teacher.card(), indent=2))
+
+
+def _print_table(headings: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table()
+    for heading in headings:
+        shown.add_column(heading, overflow="fold")
+    for row in rows:
+        shown.add_row(*row)
+    Console().print(shown)
 
 
 def _teach(recipe: Recipe, folder: Path, device: str, threads: int, learn: Callable[[School], None]) -> None:

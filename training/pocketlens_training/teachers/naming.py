@@ -11,6 +11,22 @@ FORMS = (
     ("open_clip:MODEL@FILE", "that architecture with weights of your own, best .safetensors"),
     ("hf:REPOSITORY or hf:FOLDER", "BLIP for image-text retrieval"),
 )
+FAMILIES = (  # what teaches, an example, and what of it is read where
+    (
+        "CLIP of OpenAI, LAION, DataComp: ViT, ConvNeXt, ResNet",
+        "open_clip:ViT-B-32/laion2b_s34b_b79k",
+        "causal, at the end",
+    ),
+    ("SigLIP, SigLIP 2", "open_clip:ViT-B-16-SigLIP2/webli", "sees all and its padding, at the last place"),
+    ("MobileCLIP, MobileCLIP 2", "open_clip:MobileCLIP2-S0/dfndr2b", "sees all and its padding, at the end"),
+    ("EVA-CLIP", "open_clip:EVA02-B-16/merged2b_s8b_b131k", "causal, at the end"),
+    ("BLIP for image-text retrieval", "hf:Salesforce/blip-itm-base-coco", "sees all but padding, at the first place"),
+)
+REFUSED = (
+    ("CoCa", "its text feature comes from an extra token"),
+    ("CLIP with a Hugging Face text tower (roberta, xlm-roberta, mt5, nllb)", "it takes no sentence tokens here"),
+    ("other Hugging Face models", "CLIP and SigLIP come through open_clip"),
+)
 NEEDED = {"open_clip": "open_clip", "hf": "transformers"}
 
 

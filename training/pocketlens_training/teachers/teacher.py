@@ -6,13 +6,15 @@ teacher is towers.py; the others adapt a library's model and change nothing it c
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from pocketlens_wire.manifest import Prompts, TextLayout
 from pocketlens_wire.pictures import PictureSpec
 from tokenizers import Tokenizer
 from torch import Tensor, nn
+
+from pocketlens_training.cost import parameters
 
 
 class CannotTeach(ValueError):
@@ -74,6 +76,18 @@ class Teacher:
     @property
     def word_width(self) -> int:
         return self.text.words.embedding_dim
+
+    def card(self) -> dict[str, object]:
+        """What people want to know of it, JSON-ready."""
+        words = self.text.words.weight.norm(dim=1).median()
+        return {
+            "name": self.name, "dim": self.dim, "word_width": self.word_width, "context": self.context,
+            "scale": round(self.scale, 3), "median_word_norm": round(float(words), 4),
+            "million_parameters": {
+                "image": round(parameters(self.image) / 1e6, 1), "text": round(parameters(self.text) / 1e6, 1),
+            },
+            "picture": asdict(self.picture), "text": asdict(self.layout),
+        }  # fmt: skip
 
 
 def frozen(module: nn.Module) -> nn.Module:
