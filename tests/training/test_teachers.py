@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from pocketlens_export.graphs import RawAndUnitImage, UnitText, write_pixels_graph, write_text_tower
-from pocketlens_training.teachers.naming import load_teacher
+from pocketlens_training.teachers.naming import FAMILIES, load_teacher
 from pocketlens_training.teachers.teacher import CannotTeach
 from pocketlens_wire.pictures import fit
 from safetensors.torch import save_file
@@ -256,6 +256,14 @@ def test_a_state_dict_of_plain_tensors_is_taken(weights, tmp_path):
 
 
 # --- the command
+
+
+def test_every_example_is_published():
+    for _, example, _ in FAMILIES:
+        family, _, rest = example.partition(":")
+        if family == "open_clip":
+            model, _, tag = rest.partition("/")
+            assert tag in open_clip.list_pretrained_tags_by_model(model), example
 
 
 def test_the_command_lists_what_teaches_and_describes_one(weights, capsys):

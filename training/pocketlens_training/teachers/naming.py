@@ -11,7 +11,7 @@ FORMS = (
     ("open_clip:MODEL@FILE", "that architecture with weights of your own, best .safetensors"),
     ("hf:REPOSITORY or hf:FOLDER", "BLIP for image-text retrieval"),
 )
-FAMILIES = (  # what teaches, an example, and what of it is read where
+FAMILIES = (  # what teaches, an example, what its text tower sees and where it is read
     (
         "CLIP of OpenAI, LAION, DataComp: ViT, ConvNeXt, ResNet",
         "open_clip:ViT-B-32/laion2b_s34b_b79k",
