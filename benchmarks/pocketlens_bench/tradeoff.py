@@ -34,6 +34,7 @@ BUILDS = (
     IndexSettings(m=16, ef_construct=200, int8=True),
     IndexSettings(m=32, ef_construct=100, int8=True),
     IndexSettings(m=32, ef_construct=200, int8=True),
+    IndexSettings(m=32, ef_construct=400, int8=True),
 )
 EFS = (64, 128, 256, 512, 768, 1024)
 HOW_WALKED = (
