@@ -210,7 +210,9 @@ def draw_tradeoff(canvas: Canvas, rows: Sequence[Node], chosen: Node | None) -> 
         some.sort(key=lambda row: row["ef"].whole())
         (line,) = axes.plot([_p50(row) for row in some], [row["recall"].number() for row in some], **style)
         handles[name] = line
-        canvas.write(axes, _p50(some[-1]), some[-1]["recall"].number(), f"ef {some[-1]['ef'].whole()}", dx=6, va="center")
+        canvas.write(
+            axes, _p50(some[-1]), some[-1]["recall"].number(), f"ef {some[-1]['ef'].whole()}", dx=6, va="center"
+        )
     if chosen:
         at = _p50(chosen), chosen["recall"].number()
         axes.plot(*at, "o", markersize=14, markerfacecolor="none", color=canvas.theme.ink, markeredgewidth=1.6)
