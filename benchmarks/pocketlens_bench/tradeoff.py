@@ -34,8 +34,9 @@ BUILDS = (
     IndexSettings(m=16, ef_construct=200, int8=True),
     IndexSettings(m=32, ef_construct=100, int8=True),
     IndexSettings(m=32, ef_construct=200, int8=True),
+    IndexSettings(m=32, ef_construct=400, int8=True),
 )
-EFS = (64, 128, 256, 512, 768, 1024)
+EFS = (64, 128, 256, 512, 640, 768, 1024)
 HOW_WALKED = (
     Walk(int8=False, rescore=False, oversampling=1.0),
     Walk(int8=True, rescore=False, oversampling=1.0),

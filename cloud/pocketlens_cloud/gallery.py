@@ -47,7 +47,7 @@ class IndexSettings:
     and every search is exact. The defaults were chosen with `pocketlens-bench tradeoff` (docs/results.md)."""
 
     m: int = 32
-    ef_construct: int = 200
+    ef_construct: int = 400
     int8: bool = True
 
 
@@ -59,7 +59,7 @@ class Walk:
     rescore: compare those found by their float32 vectors, so that scores are true cosines; oversampling: so many
     times the wanted number are rescored."""
 
-    ef: int = 768
+    ef: int = 640
     int8: bool = True
     rescore: bool = True
     oversampling: float = 2.0

@@ -55,11 +55,11 @@ def test_what_is_built_is_not_built_again(run, monkeypatch):
 
 def test_a_build_that_was_killed_is_begun_anew(tmp_path):
     home = tmp_path / "home"
-    (home / "m32-ef200-int8").mkdir(parents=True)
-    (home / "m32-ef200-int8" / "torn").write_text("half a gallery")
+    (home / "m32-ef400-int8").mkdir(parents=True)
+    (home / "m32-ef400-int8" / "torn").write_text("half a gallery")
     built = tradeoff.build(home, INDEX, SMALL, 0)
     assert built["disk_bytes"] > 0
-    assert not (home / "m32-ef200-int8" / "torn").exists()
+    assert not (home / "m32-ef400-int8" / "torn").exists()
 
 
 def test_ways_that_miss_what_is_wanted_are_named():

@@ -173,6 +173,61 @@ def test_the_readme_quotes_the_committed_results():
         assert figures == measured, name
 
 
+def _result(name: str) -> dict:
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def _named(rows: list[dict], key: str = "name") -> dict[str, dict]:
+    return {row[key]: row for row in rows}
+
+
+def _latency_said() -> Iterator[str]:
+    latency = _result("sample-latency")
+    (tuned,) = (table["stages"] for table in latency["tables"] if table["title"] == "end to end, tuned")
+    p50 = {stage: times["p50_ms"] for stage, times in tuned.items()}
+    yield f"encode on the device {p50['encode']:.1f} ms, round trip {p50['round_trip']:.1f} ms"
+    yield f"of it {p50['text_tower']:.1f} in the text tower"
+    yield f"{latency['student_and_teacher']['times_faster']['value']:.1f} times faster than the large image tower"
+    sent = latency["request"]["encodings"]["int8"]
+    yield f"{sent['message_bytes']} bytes, {sent['wire_bytes']} on the wire"
+    yield f"{sent['first_wire_bytes']:,}. Server start to first answer: {latency['start']['first_answer_s']:.1f} s"
+
+
+def _scale_said() -> Iterator[str]:
+    tables = _named(_result("sample-scale")["tables"], "title")
+    tuned = {row["gallery"]: row["R@10"]["value"] for row in tables["tuned"]["rows"]}
+    yield f"tuned R@10 {tuned[1_000]:.1f}, {tuned[100_000]:.1f}, {tuned[1_000_000]:.1f}"
+    chosen = _result("synthetic-tradeoff")["chosen"]
+    yield f"recall {chosen['recall']:.3f} of exact search, p50 {chosen['p50_ms']:.1f} ms"
+    yield f"built in {chosen['build_s'] / 60:.0f} minutes"
+
+
+def _network_said() -> Iterator[str]:
+    rows = [row for row in _result("sample-network")["tables"][0]["rows"] if row["profile"] == "4G"]
+    ways = _named(rows, "way")
+    yield f"tokens {ways['tokens int8']['up_bytes']} bytes, p95 {ways['tokens int8']['p95_ms']:.0f} ms"
+    yield f"the photo as taken {ways['JPEG, as taken']['p95_over_tokens']['value']:.1f} times as long"
+    tokens, uploads = (table["capacity_per_s"] for table in _result("sample-load")["tables"])
+    yield f"{tokens:.0f} questions a second as tokens, {uploads:.0f} as pictures"
+
+
+def _tables_said() -> Iterator[str]:
+    rows = _named(_result("sample-robustness")["tables"][0]["rows"])
+    light, large = (rows[name]["corrupted"]["R@10"]["value"] for name in ("zero-shot", "symmetric"))
+    yield f"R@10 {light:.1f} on average, with the large tower {large:.1f}"
+    rows = _named(_result("sample-tokens")["tables"][0]["rows"])
+    counts = [f"{rows[f'k={k}, int8']['R@1']['value']:.1f}" for k in (1, 2, 4, 8)]
+    yield f"1, 2, 4, 8 tokens: R@1 {', '.join(counts)}"
+
+
+@pytest.mark.parametrize("said", [_latency_said, _scale_said, _network_said, _tables_said])
+def test_the_readme_quotes_the_other_results_too(said):
+    block = (ROOT / "README.md").read_text().split("<!-- results -->")[1].split("<!-- /results -->")[0]
+    flat = " ".join(block.split())
+    for fragment in said():
+        assert fragment in flat, fragment
+
+
 def test_the_committed_results_are_of_the_committed_bundle():
     report = json.loads((ROOT / "samples/pocketlens_samples/bundle/report.json").read_text())
     for name in sorted(file.name for file in RESULTS.glob("sample-*.json")):

@@ -20,8 +20,8 @@ def network(
 
     The baseline is the best we can build without a light encoder: the device sends a JPEG (as taken, at 512 pixels, or
     as small as the large tower takes it), the cloud runs the large image tower, and everything behind it is the same.
-    Networks are simulated at the socket; what is modelled is said with the result. Takes about eight minutes; leave the
-    machine alone meanwhile.
+    Networks are simulated at the socket; what is modelled is said with the result. Takes about twenty minutes; leave
+    the machine alone meanwhile.
 
     Example: pocketlens-bench network --out network.json"""
     from pocketlens_bench.network import BUDGET_S, PROFILES, measure

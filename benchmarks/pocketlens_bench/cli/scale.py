@@ -65,8 +65,8 @@ def tradeoff(
 ) -> None:
     """Approximate against exact search in the embedded gallery: recall, time, memory, and what building costs.
 
-    Five ways of building (links m, breadth ef_construct, int8 copies or none), each walked in up to four ways at six
-    breadths ef; one search at a time. The gallery's defaults come from this table. A million vectors take half an hour
+    Six ways of building (links m, breadth ef_construct, int8 copies or none), each walked in up to four ways at seven
+    breadths ef; one search at a time. The gallery's defaults come from this table. A million vectors take an hour
     on 4 cores, 10 GB of memory and 3 GB of disk for each way of building; what is built stays built.
 
     Example: pocketlens-bench tradeoff --out tradeoff.json"""

@@ -210,11 +210,13 @@ def draw_tradeoff(canvas: Canvas, rows: Sequence[Node], chosen: Node | None) -> 
         some.sort(key=lambda row: row["ef"].whole())
         (line,) = axes.plot([_p50(row) for row in some], [row["recall"].number() for row in some], **style)
         handles[name] = line
-        canvas.write(axes, _p50(some[-1]), some[-1]["recall"].number(), f"ef {some[-1]['ef'].whole()}", dx=4, dy=-13)
+        canvas.write(
+            axes, _p50(some[-1]), some[-1]["recall"].number(), f"ef {some[-1]['ef'].whole()}", dx=6, va="center"
+        )
     if chosen:
         at = _p50(chosen), chosen["recall"].number()
         axes.plot(*at, "o", markersize=14, markerfacecolor="none", color=canvas.theme.ink, markeredgewidth=1.6)
-        canvas.write(axes, *at, f"chosen, ef {chosen['ef'].whole()}", dx=11, dy=-13, fontweight="bold")
+        canvas.write(axes, *at, f"chosen, ef {chosen['ef'].whole()}", dx=11, dy=-15, fontweight="bold")
     axes.axhline(WANTED_RECALL, color=canvas.theme.faint, linewidth=1, linestyle=(0, (4, 3)))
     axes.axvline(WANTED_MS, color=canvas.theme.faint, linewidth=1, linestyle=(0, (4, 3)))
     canvas.write(axes, WANTED_MS, 1.002, f"{WANTED_MS:g} ms", color=canvas.theme.faint, dx=4)
