@@ -25,6 +25,8 @@ from pocketlens_bench.protocols.ranking import Ranked, Ties, from_lists, ranked
 from pocketlens_bench.protocols.task import Query, Task
 
 NAMED = 5
+EXPECTED = '{"query": id, "ranking": [ids]}'
+PACKED = b"\x1f\x8b"  # how gzip files begin
 SUBMISSION_ASIDE = ("version", "metric")  # keys of a CIRR submission that are no queries
 
 
@@ -62,7 +64,7 @@ def read(
 
     allow_short: places that a ranking lacks are misses; otherwise every ranking must go as deep as the protocol looks.
     Raises BadRanking, for what concerns one query alone while the blocks are read."""
-    if file.suffix == ".npz":
+    if file.suffix.lower() == ".npz":
         return _from_arrays(file, protocol, tasks, ties, allow_short=allow_short)
     rankings = _by_query(_parsed(file), tasks)
     return [_blocks(file, protocol, task, rankings[task.name], ties, allow_short=allow_short) for task in tasks]
@@ -78,6 +80,7 @@ def _parsed(file: Path) -> Iterator[One]:
             begun = next(lines, None)
             if begun is None:
                 raise BadRanking(f"{file} is empty")
+            _refuse_lists(file, begun)
             lines = chain([begun], lines)
             if not begun[1].lstrip().startswith("{"):
                 yield from (_trec(file, number, line) for number, line in lines)
@@ -86,6 +89,7 @@ def _parsed(file: Path) -> Iterator[One]:
                 yield from (_json_line(file, number, line) for number, line in lines)
                 return
             text = "".join(f"{line}\n" for _, line in lines)
+            _refuse_other_lines(file, begun, text)
         yield from _submission(file, text, begun[0])
     except OSError as error:
         raise BadRanking(f"{file} cannot be read: {error.strerror}") from error
@@ -94,12 +98,29 @@ def _parsed(file: Path) -> Iterator[One]:
 def _numbered(file: Path, raw: BinaryIO) -> Iterator[tuple[int, str]]:
     """Lines that are not blank, with their numbers."""
     for number, line in enumerate(raw, 1):
+        if number == 1 and line.startswith(PACKED):
+            raise BadRanking(f"{file} is compressed: unpack it first")
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip()
         except UnicodeDecodeError as error:
             raise BadRanking(f"{file}, line {number}: not UTF-8 text: {error.reason}") from error
         if text:
             yield number, text
+
+
+def _refuse_lists(file: Path, begun: tuple[int, str]) -> None:
+    if begun[1].lstrip().startswith("["):
+        raise BadRanking(f"{file}, line {begun[0]}: a JSON list; expected an object a line, {EXPECTED}")
+
+
+def _refuse_other_lines(file: Path, begun: tuple[int, str], text: str) -> None:
+    """An object a line with other keys than ours would be read as a submission, and fail there by another name."""
+    try:
+        first, several = json.loads(begun[1]), len(text.strip().splitlines()) > 1
+    except (ValueError, RecursionError):
+        return
+    if several and isinstance(first, dict):
+        raise BadRanking(f"{file}, line {begun[0]}: expected {EXPECTED}, found the keys {', '.join(first) or 'none'}")
 
 
 def _is_line(begun: str) -> bool:
@@ -134,7 +155,7 @@ def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _json_line(file: Path, number: int, line: str) -> One:
     where, found = f"{file}, line {number}", _json(file, number, line)
     if not {"query", "ranking"} <= found.keys():
-        raise BadRanking(f'{where}: expected {{"query": id, "ranking": [ids]}}')
+        raise BadRanking(f"{where}: expected {EXPECTED}")
     if unknown := sorted(found.keys() - {"task", "query", "ranking", "scores"}):
         raise BadRanking(f"{where}: unknown key `{unknown[0]}`; known are task, query, ranking, scores")
     names, scores = found["ranking"], found.get("scores")
@@ -198,7 +219,8 @@ def _by_query(found: Iterator[One], tasks: Sequence[Task]) -> dict[str, dict[str
     for one in found:
         task, query = _of_run(one, queries) if one.of_run is not None else (_task_of(one, one.task, queries), one.query)
         if query not in queries[task]:
-            raise BadRanking(f"{one.where}: query {query} is not in the benchmark ({task})")
+            known = by_name[task].queries[0].id
+            raise BadRanking(f"{one.where}: query {query} is not in the benchmark ({task}); ids look like {known}")
         came, before = _held(one, query, by_name[task]), rankings[task].get(query)
         if before is None:
             rankings[task][query] = came
@@ -235,7 +257,10 @@ def _held(one: One, query: str, task: Task) -> Held:
     """A ranking whose pictures are known and whose scores are numbers, one each."""
     places = array("i", [task.place.get(name, -1) for name in one.names])
     if -1 in places:
-        raise BadRanking(f"{one.where}: query {query} ranks {one.names[places.index(-1)]}, which is not in the gallery")
+        raise BadRanking(
+            f"{one.where}: query {query} ranks {one.names[places.index(-1)]}, which is not in the gallery; ids look "
+            f"like {task.gallery[0]}{''.join(f' ({note})' for note in task.notes[:1])}"
+        )
     if one.scores is None:
         return Held(places, None, one.where)
     if len(one.scores) != len(places):
@@ -328,6 +353,8 @@ def _from_arrays(
         raise BadRanking(f"{file} cannot be read: {error.strerror}") from error
     except (OSError, EOFError, ValueError, MemoryError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         raise BadRanking(f"{file} is not an archive of plain arrays: {error}") from error
+    if strange := [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]:
+        raise BadRanking(f"{file}: `{strange[0]}` is not an array of numpy's")
     return [_task_arrays(file, protocol, task, arrays, len(tasks), ties, allow_short=allow_short) for task in tasks]
 
 

@@ -24,9 +24,9 @@ from pocketlens_bench.protocols import PROTOCOLS, SETS
 from pocketlens_bench.protocols.figures import Figure
 from pocketlens_bench.protocols.protocol import Protocol, Reading
 from pocketlens_bench.protocols.ranking import Ranked, Ties, ranked
-from pocketlens_bench.protocols.reading import BadSet, without
+from pocketlens_bench.protocols.reading import BadSet, tasks_of, without
 from pocketlens_bench.protocols.task import Query, Task, Where
-from pocketlens_bench.score import counts, notes, number, stated, uncounted
+from pocketlens_bench.score import averaged, counts, notes, number, stated, uncounted
 from pocketlens_bench.submissions import FILES, kept, write_rankings, write_submission
 from pocketlens_bench.vault import Key, Vault, opened, stored
 from pocketlens_bench.world import OnProgress, silently
@@ -130,7 +130,7 @@ class _Run:
 
     def table(self, protocol: Protocol, root: Path, vault: Vault) -> dict[str, Any]:
         """A protocol's rows, judged where its truth is known."""
-        prepared = [self.prepared(task, vault) for task in protocol.load(root, self.reading)]
+        prepared = [self.prepared(task, vault) for task in tasks_of(protocol, root, self.reading)]
         tasks = [each.task for each in prepared]
         self.left_out += notes(tasks)
         rows = self.rows(tasks)
@@ -160,6 +160,7 @@ class _Run:
             ],
         }
         if self.options.per_query:
+            table["averaged"] = averaged(next(iter(judged.values()), []))
             table["query_ids"] = [f"{task.name}/{query.id}" for task in tasks for query in task.queries]
             for row in table["rows"]:
                 row["per_query"] = {
@@ -170,6 +171,8 @@ class _Run:
     def prepared(self, task: Task, vault: Vault) -> Prepared:
         """The task limited, its pictures in the vault and its references encoded; unreadable pictures are missing."""
         task = self.limited(task)
+        if self.options.limit is not None:
+            self.left_out.append(f"{task.name}: all but {len(task.queries):,} queries; no benchmark's number")
         asked = {query.reference for query in task.queries if query.reference}
         needed = {name: task.pictures[name] for name in dict.fromkeys([*task.gallery, *sorted(asked)])}
         keys, troubles = stored(self.lab, vault, needed, self.on_progress)
@@ -230,6 +233,13 @@ class _Run:
             raise BadBundle(
                 f"row {named[0]} cannot be asked here: its queries lack words or picture, or the bundle heads"
             )
+        heads = "the bundle has no heads"
+        reasons = {"words only": "not every query has words", "picture only": "not every query has a picture"}
+        self.left_out += [
+            f"row {name}: {heads if name == 'tuned' else reasons.get(name, 'not every query has words and a picture')}"
+            for name in wanted
+            if not possible[name]
+        ]
         return [name for name in wanted if possible[name]]
 
     def judged(
@@ -264,9 +274,13 @@ class _Run:
 
     def blocks(self, each: Prepared, name: str, vault: Vault, depth: int | None) -> Iterator[Ranked]:
         against = AGAINST.get(name, VECTOR_OF["zero-shot"])
-        gallery = vault.vectors([each.keys[picture] for picture in each.task.gallery], against).T
+        keys = [each.keys[picture] for picture in each.task.gallery]
+        distinct = {key: place for place, key in enumerate(dict.fromkeys(keys))}
+        gallery = vault.vectors(list(distinct), against).T
         queries = self.vectors(each, name, vault)
-        scores: Callable[[slice], Vectors] = lambda part: queries[part] @ gallery  # noqa: E731
+        # Equal pictures get one score: a matrix product may round equal columns differently, and break their tie.
+        column = np.array([distinct[key] for key in keys]) if len(distinct) < len(keys) else slice(None)
+        scores: Callable[[slice], Vectors] = lambda part: (queries[part] @ gallery)[:, column]  # noqa: E731
         yield from ranked(each.task, scores, depth=depth, ties=self.options.ties)
 
     def vectors(self, each: Prepared, name: str, vault: Vault) -> Vectors:

@@ -16,7 +16,7 @@ from pocketlens_bench.protocols import PROTOCOLS
 from pocketlens_bench.protocols.figures import CONFIDENCE, RESAMPLES, Figure
 from pocketlens_bench.protocols.protocol import Protocol, Reading
 from pocketlens_bench.protocols.ranking import Ranked, Ties
-from pocketlens_bench.protocols.reading import BadSet
+from pocketlens_bench.protocols.reading import BadSet, tasks_of
 from pocketlens_bench.protocols.task import Task
 from pocketlens_bench.rankings import read
 
@@ -43,9 +43,12 @@ def measure(
     Raises BadSet for the annotations and BadRanking for a ranking."""
     load, began = load_now(), perf_counter()
     protocol = PROTOCOLS[name]
-    tasks = protocol.load(annotations, reading)
+    tasks = tasks_of(protocol, annotations, reading)
     if not any(query.relevant for task in tasks for query in task.queries):
-        raise BadSet(f"{name}, split {reading.split or 'of papers'}: its truth is not public; its server scores it")
+        raise BadSet(
+            f"{name}, split {reading.split or 'of papers'}: no query has a known right answer. A test split's truth is "
+            "on its server; otherwise gallery and queries do not belong together"
+        )
     files = [ranking, *([against] if against else [])]
     names, rows, short = named(files), [], []
     for file, called in zip(files, names, strict=True):
@@ -72,6 +75,7 @@ def measure(
     }
     if per_query:
         table["query_ids"] = [f"{task.name}/{query.id}" for task in tasks for query in task.queries]
+        table["averaged"] = averaged(rows[0])
         for said, row in zip(table["rows"], rows, strict=True):
             said["per_query"] = {figure.name: [number(value) for value in figure.values.tolist()] for figure in row}
     return {
@@ -119,6 +123,18 @@ def noting_ends(blocks: Iterable[Ranked], depth: int | None, ended: list[int]) -
         yield block
 
 
+def averaged(figures: Sequence[Figure]) -> dict[str, Any]:
+    """How the queries' values become the figures that are no plain mean of them; what `compare` needs to pair them."""
+    return {
+        figure.name: {
+            "group": figure.group.tolist(), "groups": list(figure.groups), "weights": figure.weights.tolist(),
+            "group_decimals": figure.group_decimals,
+        }
+        for figure in figures
+        if len(figure.groups) > 1
+    }  # fmt: skip
+
+
 def counts(figure: Figure) -> bool:
     """Whether any query counts in it."""
     return not np.isnan(figure.value)
@@ -149,7 +165,7 @@ def compared(names: tuple[str, str], these: Sequence[Figure], those: Sequence[Fi
         measured = mine.minus(other, seed=seed)
         apart = (mine.values - other.values)[~np.isnan(mine.values)]
         difference[mine.name] = {
-            **asdict(measured), "beyond_noise": not measured.low <= 0 <= measured.high,
+            **asdict(measured), "beyond_noise": len(apart) > 1 and not measured.low <= 0 <= measured.high,
             "queries_better": int((apart > 0).sum()), "queries_worse": int((apart < 0).sum()),
             "queries_alike": int((apart == 0).sum()),
         }  # fmt: skip

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pocketlens_cloud.directory import Lock
 from pocketlens_wire.errors import BadPicture
-from pocketlens_wire.pictures import PictureSpec, fit, open_picture
+from pocketlens_wire.pictures import MAX_PIXELS, PictureSpec, fit, open_picture
 
 from pocketlens_bench.lab import BATCH, Lab, Vectors
 from pocketlens_bench.protocols.task import Where
@@ -135,6 +135,8 @@ def opened(content: bytes, where: Where, side: int) -> Image.Image:
     if where.box is None:
         return open_picture(content, name=where.file.name, near=side)
     left, top, right, bottom = (round(edge) for edge in where.box)
+    if (right - left) * (bottom - top) > MAX_PIXELS:
+        raise BadPicture(f"{where.file.name}: the part {left}, {top}, {right}, {bottom} is larger than any picture")
     part = open_picture(content, name=where.file.name).crop((left, top, right, bottom))
     square = Image.new("RGB", (max(part.size), max(part.size)))
     square.paste(part, ((square.width - part.width) // 2, (square.height - part.height) // 2))

@@ -14,6 +14,7 @@ SAMPLE = "sample"
 KNOWN = (SAMPLE, *SETS)
 ROWS = {"words": "words only", "picture": "picture only", "sum": "sum", "zero-shot": "zero-shot", "tuned": "tuned"}
 ENCODINGS = ("int8", "int4", "f16", "f32")
+FILES = ("cirr", "circo")  # sets with a test server
 
 
 @commands.command()
@@ -40,7 +41,7 @@ def accuracy(
     encoding: Annotated[str, typer.Option(help=f"How tokens travel: {', '.join(ENCODINGS)}.")] = "int8",
     ties: Annotated[Ties, typer.Option(help="Which of two equal scores comes first.")] = Ties.PESSIMISTIC,
     allow_missing: Annotated[
-        int, typer.Option(min=0, help="So many pictures may be missing; the result names them.")
+        int, typer.Option(min=0, help="So many pictures of a task may be missing; the result names them.")
     ] = 0,
     any_size: Annotated[bool, typer.Option("--any-size", help="Other sizes than the official ones; noted.")] = False,
     submission: Annotated[
@@ -84,6 +85,7 @@ def accuracy(
         _sample(bundle, quick=quick, threads=threads, seed=seed, as_json=as_json, out=out)
         return
     _check(which, root, mode or [], protocol or [], encoding)
+    _check_written(which, submission, rankings, limited=limit is not None)
     from pocketlens_wire.tokens import Encoding
 
     from pocketlens_bench.protocols.protocol import Reading
@@ -116,6 +118,17 @@ def _sample(
             named_bundle(bundle), sizes=QUICK if quick else FULL, seed=seed, threads=threads, on_progress=on_progress
         )
     tell(result, as_json, out, print_accuracy)
+
+
+def _check_written(which: str, submission: Path | None, rankings: Path | None, *, limited: bool) -> None:
+    """Refuse files that would not be written, or that a server would refuse, before minutes are spent."""
+    if submission and which not in FILES:
+        raise typer.BadParameter(f"--submission: {which} has no test server; {' and '.join(FILES)} have")
+    if submission and limited:
+        raise typer.BadParameter("--submission with --limit: a server wants every query")
+    for name, folder in (("--submission", submission), ("--rankings", rankings)):
+        if folder and folder.exists() and not folder.is_dir():
+            raise typer.BadParameter(f"{name} {folder}: is a file; a folder is needed")
 
 
 def _check(which: str, root: Path | None, rows: list[str], protocols: list[str], encoding: str) -> None:

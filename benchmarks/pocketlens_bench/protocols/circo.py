@@ -25,14 +25,17 @@ class Circo(Protocol):
     depth = 50
     headline = ("mAP@5", "mAP@10", "mAP@25", "mAP@50")
     submission = 50
+    has_splits = True
     states = Statement(
         gallery="all 123,403 pictures of COCO 2017 unlabeled",
         queries="every query once, with `relative_caption` alone; works that also read `shared_concept` must say so",
+        ids="a query: its `id`, counted from 0; a picture: COCO's number, 87 for 000000000087.jpg",
         exclusions="none: the reference stays in the gallery",
         denominators="AP@k: precision at each right answer among the first k, summed, over min(right answers, k). "
         "R@k: whether the one picture the query was written for is among the first k. mAP@10 by aspect: a query counts "
         "in each of its aspects",
-        ties="official: undefined (torch.topk). Ours: the named policy",
+        ties="official: undefined (torch.topk). Ours: the named policy; among right answers of equal score the smaller "
+        "id comes first, so R@k of the target is not protected",
         source="miccunifi/CIRCO 267b5c90 evaluation.py; miccunifi/SEARLE a9c314ba",
     )
 

@@ -25,9 +25,11 @@ class Cirr(Protocol):
     title = "CIRR, hard target"
     headline = ("R@1", "R@5", "R@10", "R@50", "R_subset@1", "R_subset@2", "R_subset@3", "mean of R@5 and R_subset@1")
     submission = 50
+    has_splits = True
     states = Statement(
         gallery="every picture of the split's file: 2,297 on val, 2,315 on test1",
         queries="every pair once, with its caption",
+        ids="a query: its `pairid`; a picture: its name without folder and suffix, dev-244-0-img0",
         exclusions="the reference is taken out of the ranking by name",
         denominators="R@k: share of queries whose hard target is among the first k. R_subset@k: the same among the "
         "five other pictures of the query's group, in the order of the same ranking; chance is 20 % at k = 1",
@@ -49,8 +51,8 @@ class Cirr(Protocol):
         }
 
     def figures(self, tasks: Sequence[Task], values: Sequence[Values]) -> list[Figure]:
-        figures = [over_queries(name, self.says_recall, percent(values, name)) for name in values[0]]
-        mean = (percent(values, "R@5") + percent(values, "R_subset@1")) / 2
+        figures = [over_queries(name, self.says_recall, whole(name, percent(values, name))) for name in values[0]]
+        mean = (percent(values, "R@5") + whole("R_subset@1", percent(values, "R_subset@1"))) / 2
         return [*figures, over_queries("mean of R@5 and R_subset@1", "their mean, query by query", mean)]
 
 
@@ -64,13 +66,20 @@ class CirrSoft(Cirr):
     states = Statement(
         gallery="as `cirr`",
         queries="as `cirr`, val alone: test1's soft targets are not public",
+        ids="as `cirr`",
         exclusions="as `cirr`: the authors' code lowers the reference to its row's minimum, which no usual k reaches",
         denominators="of each query the largest soft value, -1 to 1, among the first k, at least 0; its mean",
-        ties="official: undefined (torch.sort). Ours: the named policy",
+        ties="official: undefined (torch.sort). Ours: the named policy, by the hard target; among other pictures of "
+        "equal score the smaller id comes first, whatever their soft values",
         source="Cuberick-Orion/CIRPLANT cd5798db OSCAR_CIRPLANT.py; which of the two the test server takes is not "
         "published",
     )
     says_recall = "largest soft value among the first k, at least 0, mean over queries"
+
+    def load(self, root: Path, reading: Reading) -> list[Task]:
+        from pocketlens_bench.protocols.load_cirr import load_cirr
+
+        return load_cirr(root, reading, soft=True)
 
     def values(self, block: Ranked) -> Values:
         worth = np.zeros(block.order.shape)
@@ -84,7 +93,13 @@ class CirrSoft(Cirr):
         }
 
     def figures(self, tasks: Sequence[Task], values: Sequence[Values]) -> list[Figure]:
-        return [over_queries(name, self.says_recall, percent(values, name)) for name in values[0]]
+        return [over_queries(name, self.says_recall, whole(name, percent(values, name))) for name in values[0]]
+
+
+def whole(name: str, values: measures.Values) -> measures.Values:
+    """All NaN for a subset's recall if it is not known of every query: that of a few would pass for that of all."""
+    unknown = name.startswith("R_subset") and np.isnan(values).any()
+    return np.full(len(values), np.nan) if unknown else values
 
 
 def soft(query: object) -> dict[str, float]:
@@ -98,9 +113,8 @@ def best(worth: NDArray[np.float64], k: int) -> NDArray[np.float64]:
 
 
 def if_whole(block: Ranked, values: measures.Values) -> measures.Values:
-    """`values`, or NaN if a ranking ends early: where the group's other members stand is then not known."""
-    whole = ((block.order >= 0).sum(axis=1) == block.candidates).all()
-    return values if whole else np.full(len(values), np.nan)
+    """`values`, NaN where a ranking ends early: where the group's other members stand is then not known."""
+    return np.where((block.order >= 0).sum(axis=1) == block.candidates, values, np.nan)
 
 
 def within_group(block: Ranked, of: NDArray[np.bool_]) -> NDArray[np.bool_]:

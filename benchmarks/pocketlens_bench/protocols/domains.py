@@ -30,6 +30,8 @@ class Pic2WordImageNetR(Protocol):
     states = Statement(
         gallery="16,983 pictures: cartoon, origami, toy, sculpture, and the 10,000 query photos themselves",
         queries="every one of 10,000 photos for each of four styles, with the style as words",
+        ids="a query: the photo's path as in the list, `>`, the style: `.../n01443537_1.jpg>cartoon`; a "
+        "picture: its path",
         exclusions="none",
         denominators="R@k: hits among the first k over (positives + 1e-5), a true recall; P@k: hits over k. Queries "
         "whose class has no picture of the style stay with 0, so no method exceeds 76.5, 53.0, 72.0, 71.0 %. The mean "
@@ -64,6 +66,7 @@ class MagicLensImageNetR(Pic2WordImageNetR):
     states = Statement(
         gallery="as `imagenet-r`",
         queries="as `imagenet-r`",
+        ids="as `imagenet-r`",
         exclusions="none",
         denominators="R@k is a hit rate: whether any positive is among the first k. Never lower than the recall of "
         "`imagenet-r` and usually far higher: not to be compared with it, though papers tabulate them side by side",
@@ -90,6 +93,8 @@ class Freedom(Protocol):
     states = Statement(
         gallery="the whole database, all domains; where queries are of the database, the query too",
         queries="every query picture of every domain for each other domain, with the target domain's bare word",
+        ids="a query: the picture's path, `>`, the word of the wanted domain: `.../a.jpg>photo`; a picture: "
+        "its path as in the list",
         exclusions="none: right class in the wrong domain, the query itself included, is a negative",
         denominators="trapezoid AP over (positives + 1e-5); R@k: hits over (positives + 1e-5); P@k: hits over "
         "(min(positives, k) + 1e-5), not the usual precision. Queries without positives count as 0. A pair's mean is "

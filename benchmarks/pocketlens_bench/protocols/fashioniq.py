@@ -18,11 +18,13 @@ class FashionIq(Protocol):
     name = "fashioniq"
     title = "FashionIQ, original split"
     depth = 50
+    has_splits = True
     headline = ("R@10", "R@50", "mean of R@10 and R@50")
     states = Statement(
         gallery="the category's split file, in three categories: dress, shirt, toptee",
         queries="every pair once; its two captions joined both ways, `c1 and c2` and `c2 and c1`, each stripped of "
         "`.?, ` at both ends; the query's vector is the mean of the two (SEARLE, LinCIR)",
+        ids="a query: its place in the caption file of its category, from 0; a picture: its ASIN",
         exclusions="none: the reference stays in the gallery",
         denominators="R@k: share of queries whose target is among the first k; the mean over the three categories, "
         "not over queries",
@@ -55,6 +57,7 @@ class FashionIqVal(FashionIq):
     states = Statement(
         gallery="the category's references and targets alone, sorted: 31 to 51 % smaller than the original split",
         queries="each caption that is not empty is a query of its own, so about twice as many",
+        ids="a query: place and caption, 12-0 and 12-1; a picture: its ASIN",
         exclusions="the reference ranks last (VAL sets its distance to a huge value); here it is taken out",
         denominators="R@k as in the original split. Scores are higher than there: never in one table with it",
         ties="official: numpy's default sort, undefined. Ours: the named policy",

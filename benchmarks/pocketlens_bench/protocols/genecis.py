@@ -21,6 +21,9 @@ class Genecis(Protocol):
     states = Statement(
         gallery="each query's own 10 or 15 candidates: its target and the gallery of its template",
         queries="every template once, with the bare condition as words",
+        ids="a query: its place in the task's file, from 0; a picture: COCO's number, or for the attribute "
+        "tasks Visual Genome's with the box, 2316353@10,20,30,40; `#2` after an id that a template lists"
+        " twice",
         exclusions="none; the reference is not a candidate",
         denominators="R@k: share of queries whose target is among the first k candidates; each task by itself, and "
         "their mean, which is comparable only over all four",

@@ -28,6 +28,7 @@ class Landmarks(Protocol):
     states = Statement(
         gallery="all photos of the database",
         queries="70 photos, each cut to its landmark's box",
+        ids="a query: its name in `qimlist`; a picture: its name in `imlist`",
         exclusions="Easy: junk and hard are deleted from the ranking before it is judged; Medium: junk; Hard: junk and "
         "easy",
         denominators="trapezoid AP over the number of positives; a positive missing from a short ranking adds nothing; "

@@ -8,6 +8,7 @@ from pocketlens_bench.protocols.queries import CircoQuery
 from pocketlens_bench.protocols.reading import (
     BadSet,
     Entry,
+    all_judged,
     check_count,
     entries,
     first_of,
@@ -38,6 +39,7 @@ def load_circo(root: Path, reading: Reading) -> list[Task]:
     there = frozenset(gallery)
     notes: list[str] = []
     queries = tuple(_query(entry, place, there, notes) for place, entry in enumerate(entries(file)))
+    all_judged(queries, file)
     notes += check_count("queries", len(queries), QUERIES.get(split), file, reading)
     notes += check_count("gallery pictures", len(gallery), GALLERY, listing, reading)
     task = Task(name=split, gallery=gallery, queries=queries, notes=tuple(dict.fromkeys(notes)))

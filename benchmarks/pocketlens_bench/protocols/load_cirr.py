@@ -7,6 +7,7 @@ from pocketlens_bench.protocols.queries import CirrQuery
 from pocketlens_bench.protocols.reading import (
     BadSet,
     Entry,
+    all_judged,
     check_count,
     entries,
     first_of,
@@ -22,8 +23,9 @@ FOLDERS = ("", "cirr/", "CIRR/")
 GROUP = 6  # pictures in a query's group, the reference among them
 
 
-def load_cirr(root: Path, reading: Reading) -> list[Task]:
-    """One task: `val` (the default), or `test1`, whose truth is on the server. Raises BadSet."""
+def load_cirr(root: Path, reading: Reading, *, soft: bool = False) -> list[Task]:
+    """One task: `val` (the default), or `test1`, whose truth is on the server. soft: every query must have its soft
+    targets. Raises BadSet."""
     split = reading.split or "val"
     captions = first_of(root, *(f"{folder}captions/cap.rc2.{split}.json" for folder in FOLDERS))
     listing = first_of(root, *(f"{folder}image_splits/split.rc2.{split}.json" for folder in FOLDERS))
@@ -36,6 +38,9 @@ def load_cirr(root: Path, reading: Reading) -> list[Task]:
         if query.id in seen:
             raise BadSet(f"{captions}: pair {query.id} is there twice")
         seen.add(query.id)
+        if soft and not query.soft:
+            raise BadSet(f"{captions}: pair {query.id} has no `target_soft`, so it cannot be judged by soft targets")
+    all_judged(queries, captions)
     counts = OFFICIAL.get(split, (None, None))
     notes = check_count("queries", len(queries), counts[0], captions, reading)
     notes += check_count("gallery pictures", len(gallery), counts[1], listing, reading)
@@ -72,8 +77,12 @@ def _query(entry: Entry, gallery: frozenset[str]) -> CirrQuery:
     if target is not None and (target not in members or target == reference):
         raise entry.wrong(f"`target_hard` {target} is not another picture of the group")
     known(members, gallery, entry.where, "picture")
+    soft = entry.numbers("target_soft") if entry.has("target_soft") else {}
+    known(soft, gallery, entry.where, "soft target")
+    if beyond := [name for name, value in soft.items() if not -1 <= value <= 1]:
+        raise entry.wrong(f"`target_soft`, `{beyond[0]}` must be -1 to 1, found {soft[beyond[0]]:g}")
     return CirrQuery(
         id=str(entry.whole("pairid")), reference=reference, texts=(entry.text("caption"),), members=members,
         relevant=frozenset([target] if target else []), exclude=frozenset([reference]),
-        soft=entry.numbers("target_soft") if entry.has("target_soft") else {},
+        soft=soft,
     )  # fmt: skip

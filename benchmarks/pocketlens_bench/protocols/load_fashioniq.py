@@ -8,6 +8,7 @@ from pocketlens_bench.protocols.reading import (
     BadSet,
     Entry,
     Shelf,
+    all_judged,
     check_count,
     entries,
     first_of,
@@ -67,6 +68,7 @@ def _original(root: Path, category: str, split: str, reading: Reading, shelf: Sh
                 relevant=frozenset([target] if target else []),
             )
         )  # fmt: skip
+    all_judged(queries, file)
     counts = OFFICIAL.get((category, split), (None, None))
     notes = check_count("queries", len(queries), counts[0], file, reading)
     notes += check_count("gallery pictures", len(gallery), counts[1], names, reading)
@@ -101,7 +103,10 @@ def _read(file: Path) -> Iterator[tuple[Entry, str, str | None, list[str]]]:
         captions = entry.list_of("captions", str)
         if len(captions) != 2:
             raise entry.wrong(f"`captions` must hold two texts, found {len(captions)}")
-        yield entry, entry.text("candidate"), entry.text("target") if entry.has("target") else None, captions
+        target = entry.text("target") if entry.has("target") else None
+        if target == "":
+            raise entry.wrong("`target` is empty")
+        yield entry, entry.text("candidate"), target, captions
 
 
 def _placed(task: Task, shelf: Shelf | None, reading: Reading) -> Task:

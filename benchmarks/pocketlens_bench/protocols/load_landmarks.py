@@ -91,8 +91,7 @@ def _named(truth: Entry, key: str, gallery: tuple[str, ...]) -> frozenset[str]:
 
 def _box(truth: Entry) -> tuple[float, float, float, float]:
     """Left, top, right, bottom in pixels."""
-    found = truth.list_of("bbx", object)
-    box = [float(edge) for edge in found if isinstance(edge, int | float)]
-    if len(found) != CORNERS or len(box) != CORNERS or not (box[0] < box[2] and box[1] < box[3]):
+    box = found = truth.numbers_in("bbx")
+    if len(found) != CORNERS or not (box[0] < box[2] and box[1] < box[3]):
         raise truth.wrong(f"`bbx` must be left, top, right, bottom in pixels, found {found}")
     return (box[0], box[1], box[2], box[3])

@@ -16,6 +16,7 @@ from pocketlens_bench.protocols.reading import (
     Shelf,
     first_of,
     known,
+    parsed,
     read_lines,
     safe,
     unique,
@@ -27,16 +28,16 @@ QUERIES, GALLERY, PICTURES = "queries.jsonl", "gallery.txt", "pictures"
 
 
 def load_own(root: Path, reading: Reading) -> list[Task]:
-    """One task. Without pictures (as where rankings are scored) and gallery.txt, the gallery is what the queries name.
-    Raises BadSet naming the line."""
+    """One task. Where rankings are scored and the pictures are not at hand either, and no gallery.txt says which they
+    were, the gallery is what the queries name. Raises BadSet naming the line."""
     file = first_of(root, QUERIES)
     queries = _queries(file)
-    shelf = Shelf(root / PICTURES if (root / PICTURES).is_dir() else root) if reading.pictures else None
+    shelf = Shelf(root / PICTURES if (root / PICTURES).is_dir() else root)
     listed = root / GALLERY
     notes: list[str] = []
     if listed.is_file():
         gallery = unique((str(safe(line.strip(), f"{listed}, line {at}")) for at, line in read_lines(listed)), listed)
-    elif shelf is not None:
+    elif shelf.every() or reading.pictures:
         gallery = tuple(shelf.every())
     else:
         gallery = tuple(sorted({name for query in queries for name in query.relevant | query.exclude}))
@@ -47,7 +48,7 @@ def load_own(root: Path, reading: Reading) -> list[Task]:
     for query in queries:
         known(sorted(query.relevant | query.exclude), there, f"{file}, query {query.id}", "picture")
     task = Task(name="own", gallery=gallery, queries=tuple(queries), notes=tuple(notes))
-    if shelf is None:
+    if not reading.pictures:
         return [task]
     needed = [*gallery, *(query.reference for query in queries if query.reference)]
     return [with_pictures(task, {name: shelf.find(name) for name in needed}, reading)]
@@ -58,9 +59,11 @@ def _queries(file: Path) -> list[Query]:
     for number, line in read_lines(file):
         where = f"{file}, line {number}"
         try:
-            entry = Entry(where, json.loads(line))
+            entry = Entry(where, parsed(line))
         except json.JSONDecodeError as error:
             raise BadSet(f"{where}: not JSON: {error.msg}") from error
+        except (ValueError, RecursionError) as error:
+            raise BadSet(f"{where}: {error}") from error
         query = _query(entry, number)
         if query.id in queries:
             raise BadSet(f"{where}: id {query.id} is there twice")

@@ -25,8 +25,9 @@ HEADER = {"filename", "file", "image", "attribute", "value", "path"}
 def load_patterncom(root: Path, reading: Reading) -> list[Task]:
     """One task; a query's group is its attribute. Raises BadSet."""
     listing = first_of(root, "patternnet.csv", "PatternNet/patternnet.csv")
-    paths = dict(_listed(listing))
-    gallery = unique(paths, listing)
+    listed = list(_listed(listing))
+    gallery = unique((name for name, _ in listed), listing)
+    paths = dict(listed)
     notes = check_count("gallery pictures", len(gallery), GALLERY, listing, reading)
     queries = [query for attribute in ATTRIBUTES for query in _queries(root, attribute, paths, notes)]
     task = Task(name="patternnet", gallery=gallery, queries=tuple(queries), notes=tuple(notes))
@@ -78,7 +79,10 @@ def _values(file: Path, paths: Mapping[str, str], notes: list[str]) -> dict[str,
     """Value by picture; a picture that is there twice keeps its last, as in the official code, and is noted."""
     values: dict[str, str] = {}
     for number, line in read_lines(file):
-        fields = [field.strip() for field in next(csv.reader([line]))]
+        try:
+            fields = [field.strip() for field in next(csv.reader([line]))]
+        except csv.Error as error:
+            raise BadSet(f"{file}, line {number}: {error}") from error
         if len(fields) < 3 or not all(fields[:3]):
             raise BadSet(
                 f"{file}, line {number}: expected file, attribute, value with commas between, found {line[:60]!r}"

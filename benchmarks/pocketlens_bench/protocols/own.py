@@ -20,6 +20,7 @@ class Own(Protocol):
     states = Statement(
         gallery="every picture of the folder, or those that gallery.txt names",
         queries="every line of queries.jsonl, with its reference, its text, or both",
+        ids="a query: its `id`, else the number of its line; a picture: its path below the pictures' folder",
         exclusions="what a line's `exclude` names; nothing else: the reference stays unless it is named there",
         denominators="R@k: share of queries with any target among the first k. mAP@k: precision at each target among "
         "the first k, summed, over min(targets, k)",

@@ -24,6 +24,7 @@ class PatternCom(Protocol):
         gallery="all 30,400 pictures of PatternNet; those without a row in the attribute's file are never relevant",
         queries="every row of an attribute's file with every other value that the attribute takes for the same "
         "(merged) class; the bare value as words",
+        ids="a query: attribute, file, wanted value: color/airplane001.jpg/red; a picture: its file name",
         exclusions="none: the query's picture stays",
         denominators="plain AP over positives, 0 if there are none; P@k over k, R@k over positives. Each query's "
         "percentage is rounded to two decimals, then the attribute's mean, then the plain mean over attributes",

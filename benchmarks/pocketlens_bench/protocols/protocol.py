@@ -26,6 +26,7 @@ class Statement:
 
     gallery: str
     queries: str  # which, and how their words are put
+    ids: str  # how a ranking names a query and a picture
     exclusions: str  # what is taken out of a ranking
     denominators: str  # of each measure, and what becomes of queries without relevant pictures
     ties: str  # what the official code does, and what we do
@@ -54,6 +55,7 @@ class Protocol(ABC):
     states: ClassVar[Statement]
     depth: ClassVar[int | None] = None  # how deep a ranking must go; None: to the gallery's end
     headline: ClassVar[tuple[str, ...]]  # names of the figures that papers quote, most quoted first
+    has_splits: ClassVar[bool] = False  # whether Reading.split chooses among files
     submission: ClassVar[int | None] = None  # how deep the test server's file goes; None: there is no such server
 
     @abstractmethod

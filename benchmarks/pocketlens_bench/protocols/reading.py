@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from pocketlens_wire.errors import PocketlensError
 
-from pocketlens_bench.protocols.protocol import Reading
+from pocketlens_bench.protocols.protocol import Protocol, Reading
 from pocketlens_bench.protocols.task import Query, Task, Where
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -23,6 +23,29 @@ _Kind = TypeVar("_Kind")
 
 class BadSet(PocketlensError):
     """A benchmark's folder is not as its protocol needs it. Names file and entry."""
+
+
+def tasks_of(protocol: Protocol, root: Path, reading: Reading) -> list[Task]:
+    """The tasks of a benchmark under `root`. Raises BadSet, also for a task without queries, and for a split of a
+    benchmark that has none."""
+    if reading.split and not protocol.has_splits:
+        raise BadSet(f"{protocol.name} has no splits, so --split {reading.split} means nothing: leave it out")
+    tasks = protocol.load(root, reading)
+    for task in tasks:
+        if not task.queries:
+            raise BadSet(f"{protocol.name}, {task.name}: its annotations hold no query")
+    return tasks
+
+
+def all_judged(queries: Iterable[Query], file: Path) -> None:
+    """A split's truth is public, or it is not. Raises BadSet when some queries have a right answer and some do not."""
+    every = list(queries)
+    without_one = [query.id for query in every if not query.relevant]
+    if without_one and len(without_one) < len(every):
+        raise BadSet(
+            f"{file}: {len(without_one):,} of {len(every):,} queries have no right answer ({_some(without_one)}), and "
+            "would count as missed. Get the file again."
+        )
 
 
 # --- files
@@ -41,13 +64,33 @@ def first_of(root: Path, *candidates: str) -> Path:
 def read_json(file: Path) -> Any:
     """The JSON of a file. Raises BadSet naming file and line."""
     try:
-        return json.loads(file.read_bytes())
+        return parsed(file.read_bytes())
     except OSError as error:
         raise BadSet(f"{file} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise BadSet(f"{file} is not UTF-8 text: {error.reason} at byte {error.start}") from error
     except json.JSONDecodeError as error:
         raise BadSet(f"{file}, line {error.lineno}: not JSON: {error.msg}. Get the file again.") from error
+    except (ValueError, RecursionError) as error:
+        raise BadSet(f"{file}: {error}. Get the file again.") from error
+
+
+def parsed(text: bytes | str) -> Any:
+    """JSON, strictly: no key twice (Python would keep the last in silence), no NaN. Raises ValueError and
+    RecursionError."""
+    return json.loads(text, object_pairs_hook=_no_key_twice, parse_constant=_no_constant)
+
+
+def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"key `{next(name for name in names if names.count(name) > 1)}` is there twice")
+    return found
+
+
+def _no_constant(constant: str) -> Any:
+    raise ValueError(f"{constant} is no number of JSON's")
 
 
 def read_lines(file: Path) -> Iterator[tuple[int, str]]:
@@ -98,6 +141,7 @@ class Entry:
         for item in found:
             if not isinstance(item, kind) or isinstance(item, bool):
                 raise self.wrong(f"`{key}` must hold {kind.__name__} only, found {_what(item)}")
+            self._sound(key, item)
         return found
 
     def entry(self, key: str) -> "Entry":
@@ -109,7 +153,7 @@ class Entry:
         for name, value in found.items():
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise self.wrong(f"`{key}`, `{name}` must be a number, found {_what(value)}")
-        return {name: float(value) for name, value in found.items()}
+        return {name: self._float(key, value) for name, value in found.items()}
 
     def numbers_in(self, key: str) -> list[float]:
         """A list of numbers."""
@@ -117,7 +161,7 @@ class Entry:
         for item in found:
             if isinstance(item, bool) or not isinstance(item, int | float):
                 raise self.wrong(f"`{key}` must hold numbers only, found {_what(item)}")
-        return [float(item) for item in found]
+        return [self._float(key, item) for item in found]
 
     def only(self, *known: str) -> None:
         """Refuse keys that nobody reads: a typing mistake would otherwise pass in silence."""
@@ -130,12 +174,26 @@ class Entry:
         value = self._value[key]
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise self.wrong(f"`{key}` must be {said}, found {_what(value)}")
+        self._sound(key, value)
         return value
+
+    def _sound(self, key: str, value: Any) -> None:
+        """Text that can be written: JSON may hold half of a character."""
+        try:
+            value.encode() if isinstance(value, str) else None
+        except UnicodeEncodeError as error:
+            raise self.wrong(f"`{key}` is not text: {_what(value)} holds half of a character") from error
+
+    def _float(self, key: str, value: float) -> float:
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise self.wrong(f"`{key}` holds a number beyond all floating numbers") from error
 
 
 def _what(value: Any) -> str:
     """A value in a message: its type, and its beginning."""
-    said = json.dumps(value, ensure_ascii=False, default=str)
+    said = json.dumps(value, default=str)
     return f"{type(value).__name__} {said[:40]}{'...' if len(said) > 40 else ''}"
 
 
@@ -183,29 +241,52 @@ def safe(path: str, where: str) -> PurePosixPath:
 
 
 class Shelf:
-    """The picture files below a folder, listed once; a name without suffix is found with any."""
+    """The picture files below a folder, links followed, listed once; a name without suffix is found with any.
+
+    Raises BadSet for a folder that cannot be read, and for a file name that is not UTF-8."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._files: dict[str, str] = {}
-        for at, _, names in os.walk(folder):
-            for name in names:
-                path = Path(at, name)
-                if path.suffix.lower() in SUFFIXES:
-                    relative = path.relative_to(folder)
-                    self._files[relative.with_suffix("").as_posix()] = relative.as_posix()
-                    self._files[relative.as_posix()] = relative.as_posix()
+        self._files = {path.relative_to(folder).as_posix() for path in _pictures(folder, frozenset())}
+        self._bare: dict[str, list[str]] = {}
+        for name in sorted(self._files):
+            self._bare.setdefault(PurePosixPath(name).with_suffix("").as_posix(), []).append(name)
 
     def find(self, name: str) -> Path | None:
-        """The file of a relative posix path with or without its suffix; another suffix than the named one will do."""
+        """The file of a relative posix path with or without its suffix; another suffix than the named one will do.
+
+        Raises BadSet when several would."""
+        if name in self._files:
+            return self.folder / name
         path = PurePosixPath(name)
         bare = path.with_suffix("").as_posix() if path.suffix.lower() in SUFFIXES else name  # "v1.5" has no suffix
-        found = self._files.get(name) or self._files.get(bare)
-        return self.folder / found if found else None
+        found = self._bare.get(bare, [])
+        if len(found) > 1:
+            raise BadSet(f"{self.folder}: {name} may be {' or '.join(found)}; name it with its suffix, or delete one")
+        return self.folder / found[0] if found else None
 
     def every(self) -> list[str]:
         """All pictures as relative posix paths, sorted."""
-        return sorted(set(self._files.values()))
+        return sorted(self._files)
+
+
+def _pictures(folder: Path, above: frozenset[str]) -> Iterator[Path]:
+    """Picture files below a folder; a link back to a folder that is being listed ends there."""
+    if (real := os.path.realpath(folder)) in above:
+        return
+    try:
+        entries_there = sorted(folder.iterdir())
+    except OSError as error:
+        raise BadSet(f"{folder} cannot be listed: {error.strerror}") from error
+    for path in entries_there:
+        if path.is_dir():
+            yield from _pictures(path, above | {real})
+        elif path.suffix.lower() in SUFFIXES:
+            try:
+                path.name.encode()
+            except UnicodeEncodeError as error:
+                raise BadSet(f"{folder}: the file name {path.name!r} is not UTF-8; rename it") from error
+            yield path
 
 
 def with_pictures(task: Task, places: Mapping[str, Path | None], reading: Reading, boxes: Boxes | None = None) -> Task:
@@ -233,6 +314,8 @@ def without(task: Task, missing: frozenset[str]) -> Task:
         relevant = query.relevant - missing
         if query.reference not in missing and (relevant or not query.relevant):
             kept.append(query if relevant == query.relevant else replace(query, relevant=relevant))
+    if not kept:
+        raise BadSet(f"{task.name}: without the {len(missing):,} missing pictures no query is left to ask")
     lost = len(task.queries) - len(kept)
     note = f"{task.name}: {len(missing):,} pictures are missing and left out ({_some(sorted(missing))})"
     if lost:

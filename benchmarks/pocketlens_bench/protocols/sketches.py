@@ -38,6 +38,7 @@ class Sketches(Protocol):
     states = Statement(
         gallery="all photos of the unseen classes",
         queries="every sketch of the unseen classes, without words",
+        ids="a query: the sketch's path as in its list; a picture: the photo's path as in its list",
         exclusions="none",
         denominators="in each figure's own name; a query whose class has no photo counts as 0. Means are over queries, "
         "not over classes",

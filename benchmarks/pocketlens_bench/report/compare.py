@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from pocketlens_bench.protocols.figures import CONFIDENCE, over_queries
+from pocketlens_bench.protocols.figures import CONFIDENCE, Figure, over_queries
 from pocketlens_bench.report.console import BUSY
 from pocketlens_bench.report.quantities import Quantity, quantities
 from pocketlens_bench.report.results import BadResult, Result
@@ -80,8 +80,9 @@ def _difference(old: Quantity, new: Quantity, *, seed: int) -> tuple[str, float,
     """How the two are compared, and the interval of new less old."""
     apart = new.value - old.value
     if old.per_query and new.per_query and old.queries and old.queries == new.queries:
-        pair = [over_queries(new.name, "", np.array(each.per_query)) for each in (new, old)]
-        if all(np.isclose(figure.value, each.value) for figure, each in zip(pair, (new, old), strict=True)):
+        pair = [figure_of(each) for each in (new, old)]
+        same = [np.isclose(figure.value, each.value) for figure, each in zip(pair, (new, old), strict=True)]
+        if all(same) and pairable(*pair):
             found = pair[0].minus(pair[1], seed=seed)
             return PAIRED, found.low, found.high
     if old.low is not None and old.high is not None and new.low is not None and new.high is not None:
@@ -92,6 +93,32 @@ def _difference(old: Quantity, new: Quantity, *, seed: int) -> tuple[str, float,
     if new.unit in TIMED:
         return RATIO, apart, apart
     return EXACT, apart, apart
+
+
+def figure_of(each: Quantity) -> Figure:
+    """The figure that a file's values of its queries make. Raises BadResult when they do not fit together."""
+    values = np.array(each.per_query)
+    if each.averaged is None:
+        return over_queries(each.name, "", values)
+    group = np.array([place.whole() for place in each.averaged["group"].each()], np.intp)
+    names = tuple(name.text() for name in each.averaged["groups"].each())
+    weights = np.array([weight.number() for weight in each.averaged["weights"].each()])
+    decimals = each.averaged.get("group_decimals")
+    if len(group) != len(values) or len(weights) != len(names) or group.max(initial=-1) >= len(names):
+        raise each.averaged.wrong("a group for each query and a weight for each group")
+    return Figure(
+        name=each.name, says="", values=values, group=group, groups=names, weights=weights,
+        group_decimals=decimals.whole() if decimals else None,
+    )  # fmt: skip
+
+
+def pairable(these: Figure, those: Figure) -> bool:
+    """Whether the same queries count, in the same groups, in both."""
+    return (
+        these.groups == those.groups
+        and np.array_equal(these.group, those.group)
+        and np.array_equal(np.isnan(these.values), np.isnan(those.values))
+    )
 
 
 # --- what makes a comparison unfair

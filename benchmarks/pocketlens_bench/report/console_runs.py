@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from pocketlens_bench.report.console import condition_lines
@@ -27,7 +28,7 @@ def print_run(console: Console, result: Json) -> None:
             continue
         figures = [name for name in table["rows"][0] if name not in ASIDE]
         names = [name for name in headlines[table["key"]] if name in figures] or figures[:4]
-        shown = Table("asked by", *(f"{name} %" for name in names))
+        shown = Table("asked by", *(escape(f"{name} %") for name in names))
         for row in table["rows"]:
             shown.add_row(row["name"], *(_measured(row[name]) for name in names))
         for each in table["differences"]:

@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from pocketlens_bench.report.console import condition_lines
 
 Json = Mapping[str, Any]
-SAID = ("gallery", "queries", "exclusions", "denominators", "ties", "source")
+SAID = ("gallery", "queries", "ids", "exclusions", "denominators", "ties", "source")
 
 
 def print_score(console: Console, result: Json) -> None:
@@ -17,10 +18,10 @@ def print_score(console: Console, result: Json) -> None:
     (protocol,), (table,) = result["protocols"], result["tables"]
     print_protocol(console, protocol)
     _line(console, f"Ties broken: {result['ties']}. {table['queries']:,} queries, {table['gallery']:,} pictures.")
-    figures = [name for name in table["rows"][0] if name not in ("name", "per_query")]
-    shown = Table("figure, %", *(row["name"] for row in table["rows"]))
+    figures = list(dict.fromkeys(name for row in table["rows"] for name in row if name not in ("name", "per_query")))
+    shown = Table("figure, %", *(escape(row["name"]) for row in table["rows"]))
     for name in figures:
-        shown.add_row(name, *(_measured(row[name]) for row in table["rows"]))
+        shown.add_row(escape(name), *(_measured(row.get(name)) for row in table["rows"]))
     console.print(shown)
     for row in table["groups"]:
         if headline := [name for name in figures if name in row][:3]:
@@ -42,9 +43,9 @@ def print_protocol(console: Console, protocol: Json) -> None:
 
 
 def _groups(row: Json, names: Sequence[str]) -> Table:
-    shown = Table(f"{row['name']}, by group", *names)
+    shown = Table(escape(f"{row['name']}, by group"), *map(escape, names))
     for group in row[names[0]]:
-        shown.add_row(group, *(_number(row[name][group]) for name in names))
+        shown.add_row(escape(group), *(_number(row[name][group]) for name in names))
     return shown
 
 
@@ -54,14 +55,16 @@ def _differences(each: Json) -> Table:
         if name in ("of", "over"):
             continue
         shown.add_row(
-            name, f"{one['value']:+.2f}", f"{one['low']:+.2f} to {one['high']:+.2f}",
+            escape(name), f"{one['value']:+.2f}", f"{one['low']:+.2f} to {one['high']:+.2f}",
             "no" if one["beyond_noise"] else "may be",
             *(f"{one[f'queries_{how}']:,}" for how in ("better", "worse", "alike")),
         )  # fmt: skip
     return shown
 
 
-def _measured(figure: Json) -> str:
+def _measured(figure: Json | None) -> str:
+    if figure is None:
+        return "not known"
     return f"{figure['value']:.2f} ({figure['low']:.2f} to {figure['high']:.2f})"
 
 

@@ -52,7 +52,7 @@ def page_of(results: Sequence[Result], out: Path) -> Page:
     lines = [MADE, "# Results", _opening(ordered), "\n".join(f"- [{title}](#{_anchor(title)})" for title in titles)]
     for result, title in zip(ordered, titles, strict=True):
         lines.append(f"## {title}")
-        for block in _section(result, out):
+        for block in _blocks(result, out):
             if isinstance(block, Picture):
                 drawings.append(Drawing(block, _stamp(result)))
                 block = _shown(block, folder)  # noqa: PLW2901
@@ -104,6 +104,13 @@ def _opening(results: Sequence[Result]) -> str:
         f"From {files} results file{'s' if files > 1 else ''}. Each section says how it was measured, what it does not "
         "say and where Pocketlens loses."
     )
+
+
+def _blocks(result: Result, out: Path) -> list[Block]:
+    try:
+        return list(_section(result, out))
+    except IndexError as error:
+        raise BadResult(f"{result.name}: a table without rows. Measure it again.") from error
 
 
 def _section(result: Result, out: Path) -> Iterator[Block]:

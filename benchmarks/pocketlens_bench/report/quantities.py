@@ -4,7 +4,7 @@ Owns which numbers are measurements, which way is better, and how an entry of a 
 Knows no kind: it goes by the keys that all results share. Called by compare.py."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pocketlens_bench.report.results import Node
 
@@ -14,7 +14,18 @@ IDENTITY = (
     *NAMES, "of", "over", "profile", "way", "mode", "protocol", "task", "gallery", "real", "config", "m",
     "ef_construct", "ef", "quantised", "tokens", "precision", "severity", "offered_per_s",
 )  # fmt: skip
-SKIPPED = ("conditions", "differences", "per_query", "query_ids", "profiles", "seeds", "sizes", "chosen", "tried")
+SKIPPED = (
+    "conditions",
+    "differences",
+    "per_query",
+    "query_ids",
+    "averaged",
+    "profiles",
+    "seeds",
+    "sizes",
+    "chosen",
+    "tried",
+)
 BREAKDOWNS = ("groups", "severities", "drop", "p99_ms")  # parts of other figures, or too few values to be steady
 LESS_IS_BETTER = ("drop", "more_lost")  # keys over figures that say how much was lost
 TIMES = ("_ms", "_s")
@@ -40,6 +51,7 @@ class Quantity:
     more_is_better: bool
     per_query: tuple[float, ...] | None = None
     queries: tuple[str, ...] | None = None
+    averaged: Node | None = None  # how the queries' values become the figure; None: by their plain mean
 
 
 def quantities(data: Node, *, breakdowns: bool) -> dict[str, Quantity]:
@@ -53,6 +65,7 @@ class _Around:
 
     row: Node | None = None
     queries: tuple[str, ...] | None = None
+    averaged: Node | None = None
     loses: bool = False
 
 
@@ -63,12 +76,13 @@ def _walk(node: Node, way: tuple[str, ...], around: _Around, *, breakdowns: bool
         around = _Around(
             node if "per_query" in node.value else around.row,
             _queries(node) or around.queries,
+            node.get("averaged") or around.averaged,
             around.loses,
         )
         for key in node.keys():  # noqa: SIM118, a Node is no dict
             if key in SKIPPED or (key in BREAKDOWNS and not breakdowns):
                 continue
-            below = _Around(around.row, around.queries, around.loses or key in LESS_IS_BETTER)
+            below = replace(around, loses=around.loses or key in LESS_IS_BETTER)
             label = () if key in ("tables", "rows") else (key,)
             yield from _walk(node[key], (*way, *label), below, breakdowns=breakdowns)
     elif isinstance(node.value, list):
@@ -85,8 +99,14 @@ def _figure(node: Node, way: tuple[str, ...], around: _Around) -> Quantity:
     return Quantity(
         name=" / ".join(way), value=measured.value, low=measured.low, high=measured.high,
         unit="times" if times else "points" if around.loses else "percent", more_is_better=not around.loses,
-        per_query=tuple(value.number() for value in per_query.each()) if per_query else None, queries=around.queries,
+        per_query=tuple(map(_counted, per_query.each())) if per_query else None, queries=around.queries,
+        averaged=around.averaged.get(way[-1]) if around.averaged else None,
     )  # fmt: skip
+
+
+def _counted(value: Node) -> float:
+    """A query's value; NaN where it does not count, which JSON says as null."""
+    return float("nan") if value.value is None else value.number()
 
 
 def _number(node: Node, way: tuple[str, ...]) -> Iterator[Quantity]:

@@ -62,7 +62,13 @@ class Node:
         return self.value
 
     def number(self) -> float:
-        if isinstance(self.value, bool) or not isinstance(self.value, int | float) or not math.isfinite(self.value):
+        if isinstance(self.value, bool) or not isinstance(self.value, int | float):
+            raise self.wrong("a number")
+        try:
+            finite = math.isfinite(self.value)
+        except OverflowError:  # a whole number beyond all floating ones
+            finite = False
+        if not finite:
             raise self.wrong("a number")
         return self.value
 
@@ -121,11 +127,16 @@ def read_result(path: Path) -> Result:
         value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refused)
     except OSError as error:
         raise BadResult(f"{path}: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadResult(f"{path}: not a results file, {error}") from error
     if not isinstance(value, dict) or not isinstance(value.get("benchmark"), str):
         raise BadResult(f"{path}: not a results file: it does not say which `benchmark` it is of")
     data = Node(path.name, "", value)
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise BadResult(f"{path}: holds half of a character; measure it again") from error
+    data["conditions"].keys()
     about = data.get("set") or data.get("protocol")
     return Result(path, value["benchmark"], about.text() if about else "", data)
 
