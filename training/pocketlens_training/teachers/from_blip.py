@@ -80,6 +80,9 @@ class BlipText(TextModule):
 class BlipImage(ImageModule):
     """BLIP's vision transformer."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, model: Any, mean: list[float], std: list[float]) -> None:
         super().__init__()
         self.vision = model.vision_model

@@ -29,20 +29,24 @@ def from_open_clip(name: str, model: str, *, pretrained: str | None = None, file
     Raises CannotTeach, naming what is wrong."""
     import open_clip
 
-    if open_clip.get_model_config(model) is None:
+    config = open_clip.get_model_config(model)
+    if config is None:
         raise CannotTeach(
             f"{name}: open_clip has no model {model!r}; `python -c 'import open_clip; print(open_clip.list_models())'`"
         )
-    _refuse_other_texts(name, open_clip.get_model_config(model))
+    _refuse_other_texts(name, config)
+    whole: Any
     if file is None:
         whole = _published(name, model, str(pretrained))
     else:
         whole = open_clip.create_model(model)
         whole.load_state_dict(_weights(name, file, whole))
     frozen(whole)
-    text = whole if hasattr(whole, "transformer") else whole.text
-    tokenizer, layout = _tokenizer(name, open_clip.get_tokenizer, model, file, fixed_length=text.attn_mask is None)
-    pixels = open_clip.get_model_preprocess_cfg(whole)
+    text: Any = whole if hasattr(whole, "transformer") else whole.text
+    tokenizer, layout = _tokenizer(
+        name, config["text_cfg"], open_clip.get_tokenizer, model, file, fixed_length=text.attn_mask is None
+    )
+    pixels: Any = open_clip.get_model_preprocess_cfg(whole)
     return Teacher(
         name=name,
         image=OpenClipImage(whole.visual, pixels["mean"], pixels["std"]),
@@ -59,6 +63,8 @@ def from_open_clip(name: str, model: str, *, pretrained: str | None = None, file
 
 class OpenClipText(TextModule):
     """open_clip's TextTransformer, or the text half of its CLIP: the same attributes under both."""
+
+    mask: Tensor | None
 
     def __init__(self, tower: Any) -> None:
         super().__init__()
@@ -90,6 +96,9 @@ class OpenClipText(TextModule):
 
 class OpenClipImage(ImageModule):
     """Any of open_clip's image towers; its pixels' mean and deviation inside."""
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, visual: Any, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
@@ -143,8 +152,8 @@ def _weights(name: str, file: Path, whole: nn.Module) -> dict[str, Tensor]:
             f"{name}: {file} cannot be read as weights alone ({str(error).splitlines()[0][:200]}). Checkpoints that "
             "hold more than tensors are not unpickled: save the state dict as safetensors"
         ) from error
-    tensors = tensors.get("state_dict", tensors)
-    tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
+    held: Any = tensors.get("state_dict", tensors)
+    tensors = {key.removeprefix("module."): value for key, value in held.items()}
     wanted = whole.state_dict()
     missing, strange = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
     differ = [key for key in wanted if key in tensors and wanted[key].shape != tensors[key].shape]
@@ -159,12 +168,9 @@ def _weights(name: str, file: Path, whole: nn.Module) -> dict[str, Tensor]:
 
 
 def _tokenizer(
-    name: str, get: Any, model: str, file: Path | None, *, fixed_length: bool
+    name: str, text: dict[str, Any], get: Any, model: str, file: Path | None, *, fixed_length: bool
 ) -> tuple[Tokenizer, TextLayout]:
     """The model's tokenizer: open_clip's own byte pairs, or a tokenizer.json (beside `file`, else of its hub)."""
-    import open_clip
-
-    text = open_clip.get_model_config(model)["text_cfg"]
     clean = text.get("tokenizer_kwargs", {}).get("clean")
     if text.get("hf_tokenizer_name") is None:
         own = get(model)
