@@ -42,7 +42,7 @@ LIGHT = Theme(
     name="light", page="#ffffff", ink="#1f2328", faint="#59636e", grid="#d9dee4",
     series=("#0072b2", "#d55e00", "#00825f", "#a8488b", "#b17a00", "#3a9fd6", "#59636e", "#7a4fc9"),
     families={
-        "device": ("#0b5a8a", "#2b86bd", "#6cb3dc", "#a3d0ea", "#cfe6f4"),
+        "device": ("#063f63", "#0b5a8a", "#2b86bd", "#6cb3dc", "#a3d0ea", "#cfe6f4"),
         "way": ("#8a949e",),
         "cloud": ("#a34700", "#d55e00", "#ef8f4c", "#f5b589", "#fad7bf"),
     },
@@ -51,7 +51,7 @@ DARK = Theme(
     name="dark", page="#0d1117", ink="#f0f6fc", faint="#9aa4ae", grid="#30363d",
     series=("#56b4e9", "#ff8a4a", "#2fc79b", "#e79ccb", "#f0bb3d", "#8fa8ff", "#a9b3bd", "#c3a6ff"),
     families={
-        "device": ("#1f6ea3", "#3a94cc", "#6cb8e6", "#a3d6f3", "#d3ebfa"),
+        "device": ("#15527c", "#1f6ea3", "#3a94cc", "#6cb8e6", "#a3d6f3", "#d3ebfa"),
         "way": ("#87919b",),
         "cloud": ("#b65413", "#e0712b", "#ff9a5c", "#ffbd93", "#ffdcc6"),
     },

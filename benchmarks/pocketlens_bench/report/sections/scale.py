@@ -210,19 +210,21 @@ def draw_tradeoff(canvas: Canvas, rows: Sequence[Node], chosen: Node | None) -> 
         some.sort(key=lambda row: row["ef"].whole())
         (line,) = axes.plot([_p50(row) for row in some], [row["recall"].number() for row in some], **style)
         handles[name] = line
-        canvas.write(
-            axes, _p50(some[-1]), some[-1]["recall"].number(), f"ef {some[-1]['ef'].whole()}", dx=6, va="center"
-        )
     if chosen:
         at = _p50(chosen), chosen["recall"].number()
         axes.plot(*at, "o", markersize=14, markerfacecolor="none", color=canvas.theme.ink, markeredgewidth=1.6)
-        canvas.write(axes, *at, f"chosen, ef {chosen['ef'].whole()}", dx=11, dy=-15, fontweight="bold")
+        canvas.write(axes, *at, f"chosen, ef {chosen['ef'].whole()}", dx=26, dy=-38, fontweight="bold")
     axes.axhline(WANTED_RECALL, color=canvas.theme.faint, linewidth=1, linestyle=(0, (4, 3)))
     axes.axvline(WANTED_MS, color=canvas.theme.faint, linewidth=1, linestyle=(0, (4, 3)))
     canvas.write(axes, WANTED_MS, 1.002, f"{WANTED_MS:g} ms", color=canvas.theme.faint, dx=4)
     axes.set_ylim(min(row["recall"].number() for row in rows) - 0.02, 1.015)
     axes.set_xlim(0, 1.15 * max(_p50(row) for row in rows))
-    canvas.label(axes, x="ms, median of a search", y="recall of exact search's first ten")
+    efs = sorted({row["ef"].whole() for row in rows})
+    canvas.label(
+        axes,
+        x=f"ms, median of a search; each line from ef {efs[0]} to ef {efs[-1]}",
+        y="recall of exact search's first ten",
+    )
     canvas.legend(list(handles.values()), list(handles), columns=3)
 
 
