@@ -140,9 +140,13 @@ def test_the_whole_demo_twice_and_the_commands_it_ends_with(tmp_path):
 
 
 def test_ctrl_c_leaves_no_server_behind(tmp_path):
-    with subprocess.Popen(
+    # A shell's background jobs ignore Ctrl-C, and hand that on to their children: tests may run in one.
+    heard = signal.signal(signal.SIGINT, signal.default_int_handler)
+    run = subprocess.Popen(
         [DEMO, "--pictures", "300"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as run:
+    )
+    signal.signal(signal.SIGINT, heard)
+    with run:
         _wait_until((tmp_path / "demo" / "server.pid").exists, 30)
         run.send_signal(signal.SIGINT)
         _, said = run.communicate(timeout=20)
