@@ -35,7 +35,10 @@ def compared(old: Result, new: Result, *, everything: bool, scatter: float, seed
     before, after = (quantities(each.data, breakdowns=everything) for each in (old, new))
     rows = [judged(before[name], after[name], scatter=scatter, seed=seed) for name in before if name in after]
     if not rows:
-        raise BadResult(f"{old.name} and {new.name} have no figure in common")
+        raise BadResult(
+            f"{old.name} and {new.name} have no figure in common: {next(iter(before), 'nothing')} stands against "
+            f"{next(iter(after), 'nothing')}. Two rankings are compared by `pocketlens-bench score --against`"
+        )
     verdicts = [row["verdict"] for row in rows]
     return {
         "compared": new.kind,

@@ -27,6 +27,10 @@ class Tokens(Section):
         del result
         return "Tokens: how many, and in how many bits"
 
+    def cautions(self, result: Result) -> list[str]:
+        training = result.data.get("training")
+        return [*super().cautions(result), *([training.text()] if training else [])]
+
     def blocks(self, result: Result) -> Iterator[Block]:
         tables = result.data["tables"].each()
         yield (
