@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pocketlens_cloud.compose import VECTOR_OF, Ask, Mode
+from pocketlens_cloud.compose import Ask, Mode
 from pocketlens_samples.language import caption
 from pocketlens_samples.queries import (
     COMPOSED_SEED,
@@ -211,7 +211,7 @@ class Bench:
     def by_mode(self, asks: Sequence[Ask]) -> list[Row]:
         """The same questions in each mode the bundle has: zero-shot, then tuned."""
         return [
-            Row(name=mode, vectors=self.compose(asks, mode), against=VECTOR_OF[mode])
+            Row(name=mode, vectors=self.compose(asks, mode), against=self.lab.composer.vector_of(mode))
             for mode in self.lab.composer.modes
         ]
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from pocketlens_cloud.compose import VECTOR_OF
 from pocketlens_samples.queries import COMPOSED_SEED, SKETCH_SEED
 from pocketlens_wire.errors import BadBundle
 
@@ -153,7 +152,7 @@ class _Run:
         texts = features(lab, list(zip(sent(lab.tokens(files)), kind.words, strict=True)))
         yield Row(name=LIGHT, vectors=texts.composed)
         if TUNED in lab.composer.modes:
-            yield Row(name=TUNED, vectors=lab.composer.query(texts, TUNED), against=VECTOR_OF[TUNED])
+            yield Row(name=TUNED, vectors=lab.composer.query(texts, TUNED), against=lab.composer.vector_of(TUNED))
         image, tokens = lab.large(files)
         yield Row(name=LARGE, vectors=composed(lab, list(zip(tokens, kind.words, strict=True))))
         if any(kind.words):

@@ -33,7 +33,6 @@ from pocketlens_bench.world import OnProgress, silently
 
 CHUNK = 256  # queries composed, or pictures encoded, between two steps of the progress bar
 ROWS = ("words only", "picture only", "sum", "zero-shot", "tuned")
-AGAINST = {"tuned": VECTOR_OF["tuned"]}  # the gallery vector searched in; the others: that of zero-shot
 DIFFERENCES = (
     ("zero-shot", "words only"), ("zero-shot", "picture only"), ("zero-shot", "sum"), ("tuned", "zero-shot"),
 )  # fmt: skip
@@ -148,7 +147,7 @@ class _Run:
             "rows": [
                 {
                     "name": name,
-                    "against": AGAINST.get(name, VECTOR_OF["zero-shot"]),
+                    "against": self.against(name),
                     **{figure.name: asdict(figure.measured(seed=self.seed)) for figure in figures if counts(figure)},
                 }
                 for name, figures in judged.items()
@@ -273,7 +272,7 @@ class _Run:
             self.written += [file.name for file in files]
 
     def blocks(self, each: Prepared, name: str, vault: Vault, depth: int | None) -> Iterator[Ranked]:
-        against = AGAINST.get(name, VECTOR_OF["zero-shot"])
+        against = self.against(name)
         keys = [each.keys[picture] for picture in each.task.gallery]
         distinct = {key: place for place, key in enumerate(dict.fromkeys(keys))}
         gallery = vault.vectors(list(distinct), against).T
@@ -282,6 +281,10 @@ class _Run:
         column = np.array([distinct[key] for key in keys]) if len(distinct) < len(keys) else slice(None)
         scores: Callable[[slice], Vectors] = lambda part: (queries[part] @ gallery)[:, column]  # noqa: E731
         yield from ranked(each.task, scores, depth=depth, ties=self.options.ties)
+
+    def against(self, name: str) -> str:
+        """The gallery vector that a row searches."""
+        return self.lab.composer.vector_of("tuned" if name == "tuned" else "zero-shot")
 
     def vectors(self, each: Prepared, name: str, vault: Vault) -> Vectors:
         """Unit query vectors (queries, dim) of a row."""

@@ -86,6 +86,10 @@ class Composer:
         """Modes this bundle can compose for."""
         return ["zero-shot", "tuned"] if self._query_head else ["zero-shot"]
 
+    def vector_of(self, mode: Mode) -> str:
+        """The gallery vector that `mode` searches: a query head may have been trained against the pictures as they are."""
+        return VECTOR_OF[mode] if VECTOR_OF[mode] in self.manifest.targets else VECTOR_OF["zero-shot"]
+
     @property
     def provider(self) -> str:
         """Execution provider of the text tower."""
@@ -105,7 +109,7 @@ class Composer:
             raise ServerFault("the text tower gave no finite vector for this query")
         return Composed(
             vector=vector,
-            vector_name=VECTOR_OF[mode],
+            vector_name=self.vector_of(mode),
             notes=notes,
             words_used=used if was_cut else "",
             times={

@@ -16,7 +16,7 @@ from pocketlens_wire import limits, tokens
 from pocketlens_wire.errors import BadQuery, GalleryError, SpaceMismatch, TooLate
 from pocketlens_wire.v1 import retrieval_pb2 as pb
 
-from pocketlens_cloud.compose import VECTOR_OF, Composer, Mode
+from pocketlens_cloud.compose import Composer, Mode
 from pocketlens_cloud.gallery import Gallery, Scored
 from pocketlens_cloud.payload import Scalar, clip
 
@@ -54,7 +54,7 @@ class Service:
             )
         if gallery.size == 0:
             raise GalleryError(f"gallery {gallery.path} holds no pictures: index some with `pocketlens-cloud index`")
-        self.modes: list[Mode] = [mode for mode in composer.modes if VECTOR_OF[mode] in gallery.vectors]
+        self.modes: list[Mode] = [mode for mode in composer.modes if composer.vector_of(mode) in gallery.vectors]
         self._default_mode: Mode = "tuned" if "tuned" in self.modes else "zero-shot"
 
     def describe(self) -> pb.DescribeReply:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -22,10 +23,12 @@ import torch
 from numpy.typing import NDArray
 from pocketlens_training.checkpoint import Trained, load_run
 from pocketlens_training.cost import multiply_adds, parameters
-from pocketlens_training.recipe import PROMPTS
-from pocketlens_training.text import LAYOUT
+from pocketlens_training.loop import read_log
+from pocketlens_training.run import read_run
+from pocketlens_training.students.student import MOST_TOKENS, Student, student_picture
+from pocketlens_training.teachers.teacher import Teacher
+from pocketlens_training.tuning import needs_states
 from pocketlens_wire import manifest as manifests
-from pocketlens_wire.pictures import PictureSpec
 from pocketlens_wire.spaces import digest_arrays, mint
 from torch import nn
 
@@ -38,17 +41,19 @@ from pocketlens_export.graphs import (
     write_text_tower,
 )
 
-SLOT_LAYOUT = "v1: [bos] prompt-before sentence prompt-after [eos]; sentence by position; feature read at [eos]"
+SLOT_LAYOUT = "v2: begin prompt-before sentence prompt-after end; sentence by position"
 GOLDEN_ROWS = 8
 PARITY_ROWS = 64
+LESSONS = ("pairs", "edits", "student", "heads", "heads-control", "symmetric")
+MOST_BYTES = 1_900_000_000  # of one graph: a protobuf holds 2 GB
 
 
 def export_bundle(run: Path, out: Path, *, name: str, accept: list[str] | None = None) -> dict[str, object]:
     """Write the bundle of training `run` to `out` and return its report.
 
     name: shown to people. accept: further encoder ids the cloud half takes (other students of the same token
-    space). Raises FileNotFoundError for an unfinished run, FileExistsError when `out` exists, parity.NotEqual when a
-    graph differs from its torch original."""
+    space). Raises FileNotFoundError for an unfinished run, FileExistsError when `out` exists, ValueError for what no
+    bundle can hold, parity.NotEqual when a graph differs from its torch original."""
     with put_in_place(out) as building:
         return _build(load_run(run), building, name, accept or [])
 
@@ -70,10 +75,11 @@ def put_in_place(out: Path) -> Iterator[Path]:
 
 
 def _build(trained: Trained, folder: Path, name: str, accept: list[str]) -> dict[str, object]:
-    for half in ("edge", "cloud", "baselines"):
+    _refuse_what_cannot_be_served(trained)
+    for half in ("edge", "cloud"):
         (folder / half).mkdir()
     _write_graphs(trained, folder)
-    given = parity.material(PARITY_ROWS, trained.recipe.seed)
+    given = parity.material(PARITY_ROWS, trained.recipe.seed, trained.picture, trained.teacher.picture)
     expected = parity.originals(trained, given)
     edge = write_edge(trained, trained.student, folder / "edge", given.pixels, expected.sentence, name=name)
     _write_golden(folder, given, expected)
@@ -84,53 +90,85 @@ def _build(trained: Trained, folder: Path, name: str, accept: list[str]) -> dict
     return report
 
 
+def _refuse_what_cannot_be_served(trained: Trained) -> None:
+    """Raises ValueError, saying what can be."""
+    if trained.head_recipe and needs_states(trained.head_recipe.composition):
+        raise ValueError(
+            f"{trained.folder}: the service does not compose by {trained.head_recipe.composition}, which reads states of "
+            "every token; it is for comparison. Train heads with --composition gated, or another"
+        )
+    for what, module in (("image tower", trained.teacher.image), ("text tower", trained.teacher.text)):
+        size = 4 * parameters(module)
+        if size > MOST_BYTES:
+            raise ValueError(
+                f"{trained.teacher.name}: its {what} has {size / 1e9:.1f} GB in float32; a graph of one file holds "
+                f"{MOST_BYTES / 1e9:.1f} GB. Choose a smaller teacher"
+            )
+
+
 def _write_graphs(trained: Trained, folder: Path) -> None:
-    recipe, cloud, baselines = trained.recipe, folder / "cloud", folder / "baselines"
-    teacher = trained.teacher
-    write_text_tower(teacher.text, cloud / "text_tower.onnx", width=recipe.word_width, context=recipe.context)
+    cloud, teacher = folder / "cloud", trained.teacher
+    write_text_tower(
+        teacher.text, cloud / "text_tower.onnx", width=teacher.word_width, context=teacher.context,
+        fixed_length=teacher.layout.fixed_length,
+    )  # fmt: skip
     write_pixels_graph(
-        RawAndUnitImage(teacher.image), cloud / "image_tower.onnx", side=recipe.side,
+        RawAndUnitImage(teacher.image), cloud / "image_tower.onnx", side=teacher.picture.side,
         outputs=["image_raw", "image", "places"],
     )  # fmt: skip
-    query = {"inputs": ["composed", "picture", "words"], "shape": (recipe.dim,), "output": "query"}
-    write_rows_graph(trained.heads.query, cloud / "query_head.onnx", **query)
-    write_rows_graph(
-        trained.heads.target,
-        cloud / "target_head.onnx",
-        inputs=["image_raw"],
-        shape=(recipe.dim,),
-        output="union",
-    )
-    write_rows_graph(trained.control.query, baselines / "query_head_control.onnx", **query)
+    teacher.tokenizer.no_padding()
+    teacher.tokenizer.no_truncation()
+    teacher.tokenizer.save(str(cloud / "tokenizer.json"))
+    if trained.heads is not None:
+        write_rows_graph(trained.heads.query, cloud / "query_head.onnx", **_query(trained))
+    if _makes_union(trained):
+        assert trained.heads is not None
+        write_rows_graph(
+            trained.heads.target, cloud / "target_head.onnx", inputs=["image_raw"], shape=(teacher.dim,), output="union"
+        )
+    _write_baselines(trained, folder / "baselines")
+
+
+def _query(trained: Trained) -> dict[str, Any]:
+    return {"inputs": ["composed", "picture", "words"], "shape": (trained.teacher.dim,), "output": "query"}
+
+
+def _makes_union(trained: Trained) -> bool:
+    """Whether gallery pictures get a second vector."""
+    return trained.head_recipe is not None and trained.head_recipe.target != "original"
+
+
+def _write_baselines(trained: Trained, folder: Path) -> None:
+    """What the bundle is compared with, if all of it was trained."""
+    if trained.control is None or trained.symmetric is None:
+        return
+    folder.mkdir()
+    write_rows_graph(trained.control.query, folder / "query_head_control.onnx", **_query(trained))
     with torch.no_grad():
-        side = recipe.side
-        places = tuple(teacher.image.places(torch.zeros(1, side, side, 3, dtype=torch.uint8)).shape[1:])
-    write_rows_graph(
-        trained.symmetric, baselines / "symmetric.onnx", inputs=["places"], shape=places, output="sentence"
-    )
-    shutil.copyfile(trained.tokenizer_file, cloud / "tokenizer.json")
+        side = trained.teacher.picture.side
+        places = tuple(trained.teacher.image(torch.zeros(1, side, side, 3, dtype=torch.uint8))[1].shape[1:])
+    write_rows_graph(trained.symmetric, folder / "symmetric.onnx", inputs=["places"], shape=places, output="sentence")
     files = {
-        "symmetric": asdict(manifests.describe_file(baselines / "symmetric.onnx")),
-        "query_head_control": asdict(manifests.describe_file(baselines / "query_head_control.onnx")),
+        "symmetric": asdict(manifests.describe_file(folder / "symmetric.onnx")),
+        "query_head_control": asdict(manifests.describe_file(folder / "query_head_control.onnx")),
     }
-    (baselines / "baselines.json").write_text(json.dumps({"format": 1, "files": files}, indent=2) + "\n")
+    (folder / "baselines.json").write_text(json.dumps({"format": 1, "files": files}, indent=2) + "\n")
 
 
 def write_edge(
-    trained: Trained, student: nn.Module, folder: Path, pixels: NDArray[np.uint8], sentence: parity.Floats, *, name: str
+    trained: Trained, student: Student, folder: Path, pixels: NDArray[np.uint8], sentence: parity.Floats, *, name: str
 ) -> manifests.EdgeManifest:
     """The device's half of `student`, one that reads pictures for the text tower of `trained`.
 
     sentence: what torch gives for `pixels`; the first rows become the golden vectors."""
-    recipe = trained.recipe
-    picture = PictureSpec(side=recipe.side, fit="crop")
-    space = token_space(trained)
+    picture = student_picture(student, trained.teacher)
+    space = token_space(trained.teacher)
     encoder = mint(
         "encoder",
         {"student": digest_arrays(weights(student)), "picture": _as_text(picture), "token space": space},
     )
     graph, golden = folder / "encoder.fp32.onnx", folder / "golden.npz"
-    write_pixels_graph(student, graph, side=recipe.side, outputs=["sentence"])
+    write_pixels_graph(student, graph, side=picture.side, outputs=["sentence"])
     np.savez_compressed(golden, pixels=pixels[:GOLDEN_ROWS], sentence=sentence[:GOLDEN_ROWS])
     token_norm = float(np.linalg.norm(sentence[:GOLDEN_ROWS], axis=-1).mean())
     manifest = manifests.EdgeManifest(
@@ -142,63 +180,69 @@ def write_edge(
     return manifest
 
 
-def token_space(trained: Trained) -> str:
-    """The id of what sentence tokens mean to the text tower of `trained`."""
+def token_space(teacher: Teacher) -> str:
+    """The id of what sentence tokens mean to the text tower of `teacher`."""
     return mint(
         "token-space",
         {
-            "text tower": digest_arrays(weights(trained.teacher.text)),
-            "tokenizer": hashlib.sha256(trained.tokenizer_file.read_bytes()).hexdigest(),
-            "prompts": json.dumps(asdict(PROMPTS), sort_keys=True),
+            "text tower": digest_arrays(weights(teacher.text)),
+            "tokenizer": hashlib.sha256(teacher.tokenizer.to_str().encode()).hexdigest(),
+            "prompts": _as_text(teacher.prompts),
+            "layout": _as_text(teacher.layout),
             "slots": SLOT_LAYOUT,
         },
     )
 
 
-def _as_text(picture: PictureSpec) -> str:
-    return json.dumps(asdict(picture), sort_keys=True)
+def _as_text(record: Any) -> str:
+    return json.dumps(asdict(record), sort_keys=True)
 
 
 def _write_golden(folder: Path, given: parity.Material, expected: parity.Originals) -> None:
     """Vectors of the torch originals, so that `doctor` compares a machine with the training and not with itself."""
     n = slice(GOLDEN_ROWS)
-    np.savez_compressed(
-        folder / "cloud" / "golden.npz",
-        sentence=expected.sentence[n], words=np.array(given.words[n]), composed=expected.composed[n],
-        picture=expected.picture[n], words_feature=expected.words[n], query=expected.query[n],
-        pixels=given.pixels[n], image_raw=expected.image_raw[n], image=expected.image[n], union=expected.union[n],
-    )  # fmt: skip
+    held = {
+        "sentence": expected.sentence, "words": np.array(given.words), "composed": expected.composed,
+        "picture": expected.picture, "words_feature": expected.words, "query": expected.query, "pixels": given.large,
+        "image_raw": expected.image_raw, "image": expected.image, "union": expected.union,
+    }  # fmt: skip
+    arrays = {name: array[n] for name, array in held.items() if array is not None}
+    np.savez_compressed(folder / "cloud" / "golden.npz", **arrays)  # type: ignore[arg-type]
 
 
 def weights(module: nn.Module) -> dict[str, NDArray[np.generic]]:
     """The tensors of `module` as arrays, for hashing."""
-    return {key: tensor.numpy() for key, tensor in module.state_dict().items()}
+    return {key: tensor.cpu().numpy() for key, tensor in module.state_dict().items()}
 
 
 def _write_cloud(
     trained: Trained, edge: manifests.EdgeManifest, folder: Path, name: str, accept: list[str]
 ) -> dict[str, str]:
-    recipe, cloud = trained.recipe, folder / "cloud"
-    gallery_space = mint(
-        "gallery-space",
-        {
-            "image tower": digest_arrays(weights(trained.teacher.image)),
-            "picture": _as_text(edge.picture),
-            "original": "raw feature / length",
-            "union": digest_arrays(weights(trained.heads.target)),
-        },
-    )
+    teacher, cloud = trained.teacher, folder / "cloud"
+    union = _makes_union(trained)
+    meaning = {
+        "image tower": digest_arrays(weights(teacher.image)),
+        "picture": _as_text(teacher.picture),
+        "original": "raw feature / length",
+    }
+    if union:
+        assert trained.heads is not None
+        meaning["union"] = digest_arrays(weights(trained.heads.target))
+    gallery_space = mint("gallery-space", meaning)
+
+    def described(file: str) -> manifests.File:
+        return manifests.describe_file(cloud / file)
+
     manifests.write(
         manifests.CloudManifest(
             name=name, token_space=edge.token_space, gallery_space=gallery_space, encoders=[edge.encoder, *accept],
-            token_width=recipe.word_width, max_tokens=recipe.most_tokens, context=recipe.context, dim=recipe.dim,
-            picture=edge.picture, prompts=PROMPTS, text=LAYOUT, targets=["original", "union"],
-            text_tower=manifests.describe_file(cloud / "text_tower.onnx"),
-            image_tower=manifests.describe_file(cloud / "image_tower.onnx"),
-            query_head=manifests.describe_file(cloud / "query_head.onnx"),
-            target_head=manifests.describe_file(cloud / "target_head.onnx"),
-            tokenizer=manifests.describe_file(cloud / "tokenizer.json"),
-            golden=manifests.describe_file(cloud / "golden.npz"), golden_tolerance=parity.ELSEWHERE,
+            token_width=teacher.word_width, max_tokens=MOST_TOKENS, context=teacher.context, dim=teacher.dim,
+            picture=teacher.picture, prompts=teacher.prompts, text=teacher.layout,
+            targets=["original", "union"] if union else ["original"], text_tower=described("text_tower.onnx"),
+            image_tower=described("image_tower.onnx"),
+            query_head=described("query_head.onnx") if trained.heads else None,
+            target_head=described("target_head.onnx") if union else None, tokenizer=described("tokenizer.json"),
+            golden=described("golden.npz"), golden_tolerance=parity.ELSEWHERE,
         ),
         cloud,
     )  # fmt: skip
@@ -206,22 +250,27 @@ def _write_cloud(
 
 
 def _report(trained: Trained, folder: Path) -> dict[str, object]:
-    side = trained.recipe.side
-    towers = {"student": trained.student, "teacher_image_tower": trained.teacher.image}
-    pixels = torch.zeros(1, side, side, 3, dtype=torch.uint8)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    logs = trained.folder.glob("*.log.jsonl")
+    logs = sorted({*trained.folder.glob("*.csv"), *(trained.folder / "teacher").glob("*.csv")})
+    lessons = {path.stem: last_record(path) for path in logs if path.stem in LESSONS}
     return {
-        "recipe": asdict(trained.recipe),
+        "run": {key: value for key, value in read_run(trained.folder).items() if key != "sources"},
+        "heads": asdict(trained.head_recipe) if trained.head_recipe else None,
         "cost": {
-            key: {"parameters": parameters(module), "multiply_adds": multiply_adds(module, pixels)}
-            for key, module in towers.items()
-        }
-        | {"teacher_text_tower": {"parameters": parameters(trained.teacher.text)}},
-        "lessons": {path.name.removesuffix(".log.jsonl"): last_record(path) for path in sorted(logs)},
+            "student": cost_of(trained.student, trained.picture.side),
+            "teacher_image_tower": cost_of(trained.teacher.image, trained.teacher.picture.side),
+            "teacher_text_tower": {"parameters": parameters(trained.teacher.text)},
+        },
+        "lessons": lessons,
         "bytes": {str(path.relative_to(folder)): path.stat().st_size for path in files},
         **made_with(),
     }
+
+
+def cost_of(module: nn.Module, side: int) -> dict[str, int]:
+    """Parameters, and multiply-adds of one picture."""
+    pixels = torch.zeros(1, side, side, 3, dtype=torch.uint8)
+    return {"parameters": parameters(module), "multiply_adds": multiply_adds(module, pixels)}
 
 
 def made_with() -> dict[str, object]:
@@ -237,4 +286,4 @@ def made_with() -> dict[str, object]:
 
 
 def last_record(log: Path) -> dict[str, float]:
-    return json.loads(log.read_text().splitlines()[-1])
+    return read_log(log)[-1]

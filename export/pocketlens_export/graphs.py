@@ -95,17 +95,23 @@ def write_pixels_graph(module: nn.Module, path: Path, *, side: int, outputs: Seq
     write_graph(module, path, inputs={"pixels": pixels}, outputs=outputs, dynamic=({0: Dim("batch")},))
 
 
-def write_text_tower(tower: TextModule, path: Path, *, width: int, context: int) -> None:
-    """The text tower with free batch, length (2 to `context`) and k."""
+def write_text_tower(tower: TextModule, path: Path, *, width: int, context: int, fixed_length: bool = False) -> None:
+    """The text tower with free batch, length (2 to `context`, or always `context`) and k."""
     inputs = {
-        "token_ids": torch.ones(2, 9, dtype=torch.int64),
+        "token_ids": torch.ones(2, context if fixed_length else 9, dtype=torch.int64),
         "sentence": torch.randn(2, 4, width),
         "sentence_start": torch.tensor([2, 3]),
         "sentence_length": torch.tensor([4, 2]),
         "end": torch.tensor([8, 7]),
     }
     batch, length, k = Dim("batch"), Dim("length", min=2, max=context), Dim("k")
-    free: Shapes = ({0: batch, 1: length}, {0: batch, 1: k}, {0: batch}, {0: batch}, {0: batch})
+    free: Shapes = (
+        {0: batch} if fixed_length else {0: batch, 1: length},
+        {0: batch, 1: k},
+        {0: batch},
+        {0: batch},
+        {0: batch},
+    )
     write_graph(UnitText(tower), path, inputs=inputs, outputs=["text"], dynamic=free)
 
 

@@ -9,12 +9,10 @@ import json
 from pathlib import Path
 
 import torch
-from pocketlens_training.checkpoint import Trained, load_run, load_sibling
-from pocketlens_training.cost import multiply_adds, parameters
-from pocketlens_training.lesson_student import sibling_lesson
+from pocketlens_training.checkpoint import Trained, load_run, load_sibling, sibling_folder
 
 from pocketlens_export import parity
-from pocketlens_export.bundle import PARITY_ROWS, last_record, made_with, put_in_place, write_edge
+from pocketlens_export.bundle import PARITY_ROWS, cost_of, last_record, made_with, put_in_place, write_edge
 
 
 def export_sibling(run: Path, out: Path, *, tokens: int, name: str) -> dict[str, object]:
@@ -28,20 +26,19 @@ def export_sibling(run: Path, out: Path, *, tokens: int, name: str) -> dict[str,
 
 def _build(trained: Trained, folder: Path, tokens: int, name: str) -> dict[str, object]:
     student = load_sibling(trained, tokens)
-    given = parity.material(PARITY_ROWS, trained.recipe.seed)
+    given = parity.material(PARITY_ROWS, trained.recipe.seed, trained.picture, trained.teacher.picture)
     with torch.no_grad():
         sentence = student(torch.from_numpy(given.pixels)).numpy()
     manifest = write_edge(trained, student, folder, given.pixels, sentence, name=name)
     checks = parity.passed([parity.check_encoder(folder, given.pixels, sentence)])
-    side, lesson = trained.recipe.side, sibling_lesson(tokens)
-    pixels = torch.zeros(1, side, side, 3, dtype=torch.uint8)
+    log = sibling_folder(trained.folder, tokens) / "student.csv"
     report = {
         "name": name,
         "token_space": manifest.token_space,
         "encoder": manifest.encoder,
         "tokens": tokens,
-        "cost": {"student": {"parameters": parameters(student), "multiply_adds": multiply_adds(student, pixels)}},
-        "lessons": {lesson: last_record(trained.folder / f"{lesson}.log.jsonl")},
+        "cost": {"student": cost_of(student, trained.picture.side)},
+        "lessons": {"student": last_record(log)},
         **made_with(),
         "parity": parity.as_report(checks),
     }

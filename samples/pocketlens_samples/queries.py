@@ -109,23 +109,32 @@ def composed_set(*, queries: int = 1200, gallery: int = 6000, seed: int = COMPOS
     For each query the gallery holds 1 to 3 targets, the source drawn anew, and the source edited
     in another way; random distractors fill it up.
     """
-    rng = np.random.default_rng(seed)
+    return _composed(queries, gallery, np.random.default_rng(seed), held_out=True)
+
+
+def _composed(queries: int, gallery: int, rng: Generator, *, held_out: bool) -> ComposedSet:
     asked: list[ComposedQuery] = []
     shown: list[Spec] = []
     for index in range(queries):
-        query = _composed_query(index, rng)
+        query = _composed_query(index, rng, held_out=held_out)
         asked.append(query)
         shown += [query.target] * int(rng.integers(1, MAX_TARGETS + 1))
         shown += [query.source, _decoy(query, rng)]
-    pictures = _gallery(shown, gallery, rng)
+    pictures = _gallery(shown, gallery, rng, held_out=None if held_out else False)
     relevant = _matches(pictures, (query.target for query in asked), key=lambda spec: spec)
     return ComposedSet(pictures, tuple(asked), relevant)
 
 
-def _composed_query(index: int, rng: Generator) -> ComposedQuery:
-    target = random_spec(rng, held_out=True)
+def training_questions(*, queries: int, gallery: int, seed: int = TRAINING_SEED) -> ComposedSet:
+    """Questions to choose by while training: as `composed_set`, but what is wanted is of no held-out combination
+    and said in no held-out wording."""
+    return _composed(queries, gallery, np.random.default_rng([seed, 6]), held_out=False)
+
+
+def _composed_query(index: int, rng: Generator, *, held_out: bool) -> ComposedQuery:
+    target = random_spec(rng, held_out=held_out)
     source, edits = _source_of(target, _edit_count(rng), rng)
-    held_out_templates = bool(rng.random() < HELD_OUT_TEMPLATE_SHARE)
+    held_out_templates = held_out and bool(rng.random() < HELD_OUT_TEMPLATE_SHARE)
     return ComposedQuery(
         id=f"query-{index:05d}",
         anchor=Picture(f"anchor-{index:05d}", source, _new_seed(rng)),
@@ -154,14 +163,14 @@ def _decoy(query: ComposedQuery, rng: Generator) -> Spec:
             return decoy
 
 
-def _gallery(shown: list[Spec], size: int, rng: Generator) -> tuple[Picture, ...]:
+def _gallery(shown: list[Spec], size: int, rng: Generator, *, held_out: bool | None = None) -> tuple[Picture, ...]:
     """The wanted specifications and random ones up to the size, shuffled, every one drawn anew."""
     if len(shown) > size:
         raise ValueError(
             f"the questions need {len(shown)} gallery pictures, the gallery has room for {size}; "
             f"ask fewer questions or make the gallery larger"
         )
-    specs = shown + [random_spec(rng, held_out=None) for _ in range(size - len(shown))]
+    specs = shown + [random_spec(rng, held_out=held_out) for _ in range(size - len(shown))]
     order = rng.permutation(size)
     return tuple(Picture(f"photo-{place:06d}", specs[i], _new_seed(rng)) for place, i in enumerate(order))
 

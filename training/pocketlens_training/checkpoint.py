@@ -2,73 +2,119 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from pocketlens_wire.pictures import PictureSpec
 from safetensors.torch import load_file
+from torch import Tensor, nn
 
-from pocketlens_training.heads import Control, Heads
-from pocketlens_training.lesson_student import sibling_lesson
-from pocketlens_training.recipe import Recipe
-from pocketlens_training.student import Student, TokenLearner
-from pocketlens_training.text import load_tokenizer
-from pocketlens_training.towers import Teacher
+from pocketlens_training.distil import LESSON
+from pocketlens_training.recipe import DistilRecipe
+from pocketlens_training.run import RUN, read_run, teacher_of
+from pocketlens_training.students.student import Student, make_student, student_picture
+from pocketlens_training.teachers.teacher import Teacher
+from pocketlens_training.tuning import CARD, CONTROL, HEADS, HeadRecipe, Heads, make_heads
 
-LESSONS = ("edits", "student", "heads-union", "heads-control", "symmetric")
-"""Whose weights make a bundle ("edits" holds the whole teacher), in the order of `Trained`'s modules."""
+SYMMETRIC = "symmetric"
+SIBLINGS = "siblings"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """All modules of a finished run."""
+    """The modules of a run: what is there of it. picture: how its device makes a picture square."""
 
     folder: Path
-    recipe: Recipe
+    recipe: DistilRecipe
     teacher: Teacher
     student: Student
-    heads: Heads
-    control: Control
-    symmetric: TokenLearner
-
-    @property
-    def tokenizer_file(self) -> Path:
-        return self.folder / "tokenizer.json"
+    picture: PictureSpec
+    head_recipe: HeadRecipe | None
+    heads: Heads | None
+    control: Heads | None
+    symmetric: nn.Module | None
+    """The token learner of the symmetric baseline, upon the large tower's map."""
 
 
 def load_run(folder: Path) -> Trained:
-    """Modules of the run in `folder`. Raises FileNotFoundError naming the lesson that is missing."""
-    for lesson in LESSONS:
-        if not (folder / f"{lesson}.safetensors").is_file():
-            raise FileNotFoundError(
-                f"{folder}: lesson `{lesson}` is not trained yet; run the `pocketlens-train` command again "
-                "that began it"
-            )
-    recipe = Recipe.read(folder / "recipe.json")
-    vocabulary = load_tokenizer(folder / "tokenizer.json").get_vocab_size()
-    empty = load_file(folder / "heads-union.safetensors")["target.empty"]
-    trained = Trained(
-        folder=folder,
-        recipe=recipe,
-        teacher=Teacher(recipe, vocabulary),
-        student=Student(recipe.student_widths, recipe.tokens, recipe.word_width),
-        heads=Heads(recipe.dim, empty),
-        control=Control(recipe.dim),
-        symmetric=TokenLearner(recipe.teacher_widths[-1], recipe.tokens, recipe.word_width),
+    """Modules of the run in `folder`. Raises FileNotFoundError naming what is not trained yet; CannotTeach, ValueError
+    when its teacher is another one now."""
+    run = read_run(folder)
+    if not (folder / f"{LESSON}.safetensors").is_file():
+        raise FileNotFoundError(
+            f"{folder}: its student is not trained yet; run the `pocketlens-train` command again that began it"
+        )
+    teacher = teacher_of(folder)
+    if teacher.id != run["teacher_id"]:
+        raise ValueError(
+            f"{folder}: was distilled from teacher {run['teacher_id']}, but {run['teacher']} is {teacher.id} now; put the "
+            "right teacher back, or distil again"
+        )
+    recipe = DistilRecipe.of_json(run["recipe"], str(folder / RUN))
+    student = load_student(folder, recipe, teacher)
+    head_recipe, heads, control = _load_heads(folder)
+    return Trained(
+        folder=folder, recipe=recipe, teacher=teacher, student=student, picture=student_picture(student, teacher),
+        head_recipe=head_recipe, heads=heads, control=control, symmetric=_load_symmetric(folder, recipe, teacher),
+    )  # fmt: skip
+
+
+def load_student(folder: Path, recipe: DistilRecipe, teacher: Teacher) -> Student:
+    """The student whose weights lie in `folder`, frozen."""
+    student = make_student(
+        recipe.student, teacher, tokens=recipe.tokens, side=recipe.side, pretrained=False, anchors=recipe.anchors
     )
-    modules = (trained.teacher, trained.student, trained.heads, trained.control, trained.symmetric)
-    for lesson, module in zip(LESSONS, modules, strict=True):
-        module.load_state_dict(load_file(folder / f"{lesson}.safetensors"))
-        module.eval().requires_grad_(False)
-    return trained
+    student.load_state_dict(under("student.", load_file(folder / f"{LESSON}.safetensors")))
+    return _still(student)
 
 
 def load_sibling(trained: Trained, tokens: int) -> Student:
     """The student of this run that writes `tokens` tokens. Raises FileNotFoundError if it is not trained yet."""
-    path = trained.folder / f"{sibling_lesson(tokens)}.safetensors"
-    if not path.is_file():
+    folder = sibling_folder(trained.folder, tokens)
+    if not (folder / f"{LESSON}.safetensors").is_file():
         raise FileNotFoundError(
-            f"{path}: not trained yet; run `pocketlens-train sibling {trained.folder} --tokens {tokens}`"
+            f"{folder}: not trained yet; run `pocketlens-train sibling {trained.folder} --tokens {tokens}`"
         )
-    sibling = Student(trained.recipe.student_widths, tokens, trained.recipe.word_width)
-    sibling.load_state_dict(load_file(path))
-    return sibling.eval().requires_grad_(False)
+    return load_student(folder, DistilRecipe.of_json(read_run(folder)["recipe"], str(folder / RUN)), trained.teacher)
+
+
+def sibling_folder(run: Path, tokens: int) -> Path:
+    return run / SIBLINGS / f"k{tokens}"
+
+
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _load_heads(folder: Path) -> tuple[HeadRecipe | None, Heads | None, Heads | None]:
+    if not (folder / CARD).is_file():
+        return None, None, None
+    recipe = HeadRecipe(**json.loads((folder / CARD).read_text())["recipe"])
+    made = []
+    for lesson, target in ((HEADS, recipe.target), (CONTROL, "original")):
+        tensors = load_file(folder / f"{lesson}.safetensors")
+        heads = make_heads(HeadRecipe(composition=recipe.composition, target=target), tensors["target.empty_raw"][0])
+        heads.load_state_dict(tensors)
+        made.append(_still(heads))
+    return recipe, made[0], made[1]
+
+
+def _load_symmetric(folder: Path, recipe: DistilRecipe, teacher: Teacher) -> nn.Module | None:
+    from pocketlens_training.baselines import Symmetric
+
+    path = folder / f"{SYMMETRIC}.safetensors"
+    if not path.is_file():
+        return None
+    tensors = under("student.", load_file(path))
+    channels = tensors["learner.project.weight"].shape[1]
+    module = Symmetric(channels, recipe.tokens, teacher.word_width)
+    module.load_state_dict(tensors)
+    return _still(module)
+
+
+def _still(module: Any) -> Any:
+    return module.eval().requires_grad_(False)

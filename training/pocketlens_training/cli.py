@@ -1,84 +1,250 @@
-"""`pocketlens-train`: from nothing to checkpoints."""
+"""`pocketlens-train`: from pictures and a teacher to a student, its heads, and what to compare them with."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 if TYPE_CHECKING:
-    from pocketlens_training.recipe import Recipe
-    from pocketlens_training.school import School
+    from accelerate import Accelerator
+    from rich.progress import Progress
 
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Train teachers, light students and heads.\n\nExample: pocketlens-train sample -o runs/sample",
+    help="Teach a light student to write pictures as sentences that a large text tower reads.\n\n"
+    "From photographs to a bundle:\n\n"
+    "pocketlens-train distil --teacher open_clip:ViT-B-32/laion2b_s34b_b79k --student efficientnet_b0 "
+    "--images photos -o runs/mine\n\n"
+    "pocketlens-export bundle runs/mine -o mybundle",
 )
 
-
-@app.callback()
-def main() -> None:
-    """Train teachers, light students and heads."""
+Device = Annotated[str, typer.Option(help="cpu, cuda, or auto (a GPU if there is one).")]
+Precision = Annotated[str, typer.Option(help="auto, bf16, fp16 or fp32; auto takes bf16 where the hardware has it.")]
+Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves it to torch.")]
+Workers = Annotated[int, typer.Option(min=0, help="Processes that read and decode pictures ahead.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Run folder; the same command resumes there.")]
 
 
 @app.command()
 def sample(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Run folder: pictures, weights and logs go there.")] = Path(
-        "runs/sample"
-    ),
-    device: Annotated[str, typer.Option(help="cpu, cuda, mps, or auto.")] = "auto",
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves it to torch.")] = 0,
+    out: Out,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    threads: Threads = 0,
+    workers: Workers = 0,
     seed: Annotated[int | None, typer.Option(help="Another seed than the recipe's.")] = None,
     tiny: Annotated[bool, typer.Option("--tiny", help="A recipe of seconds that only proves the code runs.")] = False,
 ) -> None:
     """Train the sample world's teacher, student and heads, from nothing.
 
-    Draws a catalogue, trains a dual encoder on it, tunes its text tower on edits, distils the light student from
-    unlabelled pictures, and trains the heads of the tuned mode with their control. Killed anywhere, the same
-    command goes on where it stopped. Each lesson logs to OUT/<lesson>.log.jsonl (one JSON object every 20 steps).
+    Draws a catalogue as a set of shards and JSON lines, trains a dual encoder on it, tunes its text tower on edits,
+    distils the light student from unlabelled pictures, and trains the heads of the tuned mode with their control.
+    Every lesson is the one that `teacher`, `distil` and `heads` give to a set of your own. Killed anywhere, the same
+    command goes on where it stopped.
 
     On to a bundle: pocketlens-export bundle OUT -o DIR
     """
-    _need_torch()
-    from pocketlens_training.recipe import TINY, Recipe
-    from pocketlens_training.sample import learn
+    with _school(out, device, precision, threads) as (where, progress):
+        from pocketlens_training.sample import TINY, SampleRecipe, learn_sample
 
-    recipe = TINY if tiny else Recipe()
-    if seed is not None:
-        recipe = replace(recipe, seed=seed)
-    _teach(recipe, out, device, threads, learn)
+        recipe = TINY if tiny else SampleRecipe()
+        if seed is not None:
+            recipe = recipe.seeded(seed)
+        learn_sample(out, recipe, where=where, progress=progress, workers=workers)
+
+
+@app.command()
+def teacher(
+    pairs: Annotated[Path, typer.Option(help='JSON lines: {"image": "a.jpg", "captions": ["..."]}; see below.')],
+    out: Out,
+    side: Annotated[int, typer.Option(min=16, max=1024, help="Pixels a side that it takes.")] = 96,
+    steps: Annotated[int, typer.Option(min=0, help="Optimiser steps; 0 chooses by the size of the set.")] = 0,
+    batch: Annotated[int, typer.Option(min=2, help="Pictures in one step.")] = 256,
+    rate: Annotated[float, typer.Option(min=0, help="Peak of AdamW's rate.")] = 1.5e-3,
+    dim: Annotated[int, typer.Option(min=8, help="Width of the joint space.")] = 256,
+    variation: Annotated[str, typer.Option(help="none, shift, crop or crop-mirror, each time a picture is seen.")] = (
+        "shift"
+    ),
+    held_out: Annotated[
+        float, typer.Option(min=0, max=0.5, help="Share of pictures kept to measure recall on.")
+    ] = 0.02,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 20261121,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    threads: Threads = 0,
+    workers: Workers = 2,
+) -> None:
+    """Train a teacher of your own from pictures and captions: a small dual encoder, for closed domains.
+
+    For icons, parts, scans: where no pretrained model fits or may be used. A line of PAIRS is {"image", "captions":
+    [...]}; optionally "group": pictures of one group come into one batch, so that their differences are learned. Lines
+    {"image", "caption", "edit"} teach that a later phrase overrides an earlier one: a caption of another picture and the
+    words that lead from it to this one. Paths are relative to PAIRS and may lead into a shard: shard.tar/17.png.
+
+    The vocabulary is built from the texts; recall on held-out pictures is measured and kept in OUT/teacher.json.
+
+    Example: pocketlens-train teacher --pairs icons/pairs.jsonl -o teachers/icons
+
+    On to a student: pocketlens-train distil --teacher run:teachers/icons --student tiny --images icons -o runs/icons
+    """
+    with _school(out, device, precision, threads) as (where, progress):
+        from pocketlens_training.teachers.own import TeacherRecipe
+        from pocketlens_training.teachers.teach import teach
+
+        recipe = TeacherRecipe(
+            side=side, steps=steps, batch=batch, rate=rate, dim=dim, variation=variation, held_out=held_out, seed=seed
+        )
+        card = teach(pairs, out, recipe, where=where, progress=progress, workers=workers)
+        found = ", ".join(f"{name} {value}" for name, value in card["held_out"].items())
+        progress.console.print(f"held out: {found}")
+
+
+@app.command()
+def distil(
+    teacher: Annotated[str, typer.Option(help="Its name; `pocketlens-train teachers` lists the forms.")],
+    images: Annotated[
+        Path, typer.Option(help="A folder, a list, a .tar shard or a folder of them, a datasets folder, a pairs file.")
+    ],
+    out: Out,
+    student: Annotated[str, typer.Option(help="tiny-s, tiny, tiny-l, a model of timm, or one@FILE.safetensors.")] = (
+        "efficientnet_b0"
+    ),
+    tokens: Annotated[int, typer.Option(min=1, max=16, help="Sentence tokens a picture becomes.")] = 4,
+    told: Annotated[
+        Path | None, typer.Option(help='For composition distillation: {"caption", "edits": [...]} lines.')
+    ] = None,
+    sketches: Annotated[Path | None, typer.Option(help='{"sketch", "photo"} lines.')] = None,
+    sketch: Annotated[
+        str | None, typer.Option(help="none, edges (of the photos), drawn or drawn-own; default by --sketches.")
+    ] = None,
+    questions: Annotated[
+        Path | None, typer.Option(help='Composed queries for the log: {"reference", "text", "targets"} lines.')
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 3000,
+    batch: Annotated[int, typer.Option(min=2, help="Pictures of one micro-batch, on each device.")] = 256,
+    accumulate: Annotated[int, typer.Option(min=1, help="Micro-batches in one step.")] = 1,
+    rate: Annotated[float, typer.Option(min=0, help="Peak of AdamW's rate; 0 chooses by the student.")] = 0.0,
+    side: Annotated[int, typer.Option(min=0, max=1024, help="Pixels a side on the device; 0: the student's own.")] = 0,
+    anchors: Annotated[int, typer.Option(min=0, help="Tokens as mixtures of so many words; 0: free tokens.")] = 0,
+    variation: Annotated[str, typer.Option(help="none, shift, crop or crop-mirror.")] = "shift",
+    gcd: Annotated[str, typer.Option(help="contrast, relational, both or cosine.")] = "contrast",
+    bank: Annotated[int, typer.Option(min=0, help="Teacher vectors beside the batch as negatives.")] = 4096,
+    lar: Annotated[str, typer.Option(help="none, map, or match (BLIP's matching head).")] = "none",
+    lar_weight: Annotated[float, typer.Option(min=0, help="Weight of that term.")] = 1.0,
+    average: Annotated[float, typer.Option(min=0, max=0.99999, help="Decay of the weights' mean; 0: none.")] = 0.999,
+    from_scratch: Annotated[bool, typer.Option("--from-scratch", help="Without timm's published weights.")] = False,
+    cache: Annotated[Path | None, typer.Option(help="Folder of teacher vectors that runs share; default OUT.")] = None,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 20261121,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    threads: Threads = 0,
+    workers: Workers = 2,
+) -> None:
+    """Distil a light student from a frozen teacher and unlabelled pictures.
+
+    Teacher vectors are computed once and kept by the content of the pictures. Pictures that cannot be read are listed
+    in OUT/unreadable.csv. OUT/run.json says all that is needed to repeat the run; OUT/student.csv and OUT/tensorboard
+    are its log. Killed anywhere, the same command goes on. On several GPUs: accelerate launch -m pocketlens_training
+    distil ...
+
+    Example: pocketlens-train distil --teacher open_clip:ViT-B-32@weights.safetensors --images photos -o runs/mine
+
+    On to a bundle: pocketlens-export bundle OUT -o DIR
+    """
+    with _school(out, device, precision, threads) as (where, progress):
+        from pocketlens_training.distil import distil as learn
+        from pocketlens_training.material import Sources
+        from pocketlens_training.recipe import DistilRecipe
+
+        recipe = DistilRecipe(
+            seed=seed, student=student, pretrained=not from_scratch, side=side, tokens=tokens, anchors=anchors,
+            batch=batch, accumulate=accumulate, steps=steps, rate=rate, average=average, variation=variation, gcd=gcd,
+            bank=bank, lar=lar, lar_weight=lar_weight, sketches=sketch or ("drawn" if sketches else "none"),
+        )  # fmt: skip
+        sources = Sources(images=images, told=told, sketches=sketches, questions=questions)
+        learn(teacher, sources, out, recipe, where=where, progress=progress, workers=workers, cache=cache)
+
+
+@app.command()
+def heads(
+    run: Annotated[Path, typer.Argument(help="Run folder with a student.")],
+    triplets: Annotated[Path, typer.Option(help='{"reference", "text", "target"} lines; "caption" is optional.')],
+    target: Annotated[
+        str, typer.Option(help="What a gallery picture becomes: original, sum, union, union-light, union-gated.")
+    ] = "union-gated",
+    composition: Annotated[
+        str, typer.Option(help="What a query becomes: gated, transagg, plain, pdv:1.2, slerp:0.8, sum:0.5.")
+    ] = "gated",
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 800,
+    rate: Annotated[float, typer.Option(min=0, help="Peak of AdamW's rate.")] = 1e-3,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 20261121,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    threads: Threads = 0,
+    workers: Workers = 2,
+) -> None:
+    """Train the heads of the tuned mode on triplets, and their control.
+
+    The control has the same query head, triplets and steps, and leaves the gallery as it is: the difference is the
+    target's. A few thousand triplets suffice; encoders stay frozen.
+
+    Example: pocketlens-train heads runs/mine --triplets triplets.jsonl
+    """
+    with _school(run, device, precision, threads) as (where, progress):
+        from pocketlens_training.sample import learn_run_heads
+        from pocketlens_training.tuning import HeadRecipe
+
+        recipe = HeadRecipe(seed=seed, composition=composition, target=target, steps=steps, rate=rate)
+        learn_run_heads(run, triplets, recipe, where=where, progress=progress, workers=workers)
+
+
+@app.command()
+def symmetric(
+    run: Annotated[Path, typer.Argument(help="Run folder with a student.")],
+    device: Device = "auto",
+    precision: Precision = "auto",
+    threads: Threads = 0,
+    workers: Workers = 2,
+) -> None:
+    """Train the baseline that asymmetry is compared with: the same token learner upon the large tower's own map.
+
+    Same teacher, pictures, number of tokens, losses and steps as the run's student. It is not deployed; a bundle takes
+    it along for benchmarks."""
+    with _school(run, device, precision, threads) as (where, progress):
+        from pocketlens_training.sample import learn_run_symmetric
+
+        learn_run_symmetric(run, where=where, progress=progress, workers=workers)
 
 
 @app.command()
 def sibling(
-    run: Annotated[Path, typer.Argument(help="Run folder of `pocketlens-train sample`.")],
+    run: Annotated[Path, typer.Argument(help="Run folder of `pocketlens-train distil` or `sample`.")],
     tokens: Annotated[list[int], typer.Option(min=1, help="Tokens it shall write a picture as; repeatable.")],
-    device: Annotated[str, typer.Option(help="cpu, cuda, mps, or auto.")] = "auto",
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves it to torch.")] = 0,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    threads: Threads = 0,
+    workers: Workers = 0,
 ) -> None:
     """Train further students for the same teacher, which write a picture as other numbers of tokens.
 
     Same recipe, steps and pictures as the run's own student; only the number of tokens differs. Leaves
-    RUN/student-k<tokens>.safetensors. Killed anywhere, the same command goes on where it stopped.
+    RUN/siblings/k<tokens>. Killed anywhere, the same command goes on where it stopped.
 
     Example: pocketlens-train sibling runs/sample --tokens 1 --tokens 2 --tokens 8
 
     On to a device: pocketlens-export sibling RUN --tokens 8 -o DIR
     """
-    _need_torch()
-    from pocketlens_training.recipe import Recipe
-    from pocketlens_training.sample import learn_siblings
+    with _school(run, device, precision, threads) as (where, progress):
+        from pocketlens_training.sample import learn_siblings
 
-    written = run / "recipe.json"
-    if not written.is_file():
-        _refuse(f"{run}: no training (it has no recipe.json); begin one with `pocketlens-train sample -o {run}`")
-    _teach(Recipe.read(written), run, device, threads, lambda school: learn_siblings(school, tokens))
+        learn_siblings(run, tokens, where=where, progress=progress, workers=workers)
 
 
 @app.command()
@@ -118,33 +284,39 @@ def _print_table(headings: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> 
     Console().print(shown)
 
 
-def _teach(recipe: Recipe, folder: Path, device: str, threads: int, learn: Callable[[School], None]) -> None:
-    """Run `learn` in the school of `folder` and print a summary; what is wrong with the request is one line."""
+@contextmanager
+def _school(folder: Path, device: str, precision: str, threads: int) -> Iterator[tuple[Accelerator, Progress]]:
+    """A machine and a progress bar; a summary at the end; what is wrong with the request as one line."""
+    _need_torch()
     import torch
 
-    from pocketlens_training.loop import progress_bar
-    from pocketlens_training.school import School
+    from pocketlens_training.loop import machine, progress_bar
 
     if threads:
         torch.set_num_threads(threads)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     started = time.monotonic()
-    with progress_bar() as progress:
-        try:
-            learn(School(recipe, folder, torch.device(device), progress))
-        except (ValueError, FileNotFoundError) as wrong:
-            _refuse(str(wrong), because=wrong)
-    minutes = (time.monotonic() - started) / 60
-    summary = {"run": str(folder), "device": device, "torch": torch.__version__, "minutes": round(minutes, 1)}
-    typer.echo(json.dumps(summary))
+    try:
+        where = machine(device, precision)
+        with progress_bar() as progress:
+            progress.disable = not where.is_main_process
+            yield where, progress
+    except (ValueError, OSError, ArithmeticError) as wrong:
+        _refuse(str(wrong), because=wrong)
+    if where.is_main_process:
+        minutes = round((time.monotonic() - started) / 60, 1)
+        summary: dict[str, Any] = {
+            "run": str(folder), "device": str(where.device), "precision": where.mixed_precision,
+            "processes": where.num_processes, "torch": torch.__version__, "minutes": minutes,
+        }  # fmt: skip
+        typer.echo(json.dumps(summary))
 
 
 def _need_torch() -> None:
     try:
+        import accelerate  # noqa: F401
         import torch  # noqa: F401
     except ModuleNotFoundError as missing:
-        _refuse("torch is not installed here: pip install 'pocketlens[train]'", because=missing)
+        _refuse(f"{missing.name} is not installed here: pip install 'pocketlens[train]'", because=missing)
 
 
 def _refuse(message: str, *, because: Exception | None = None) -> NoReturn:

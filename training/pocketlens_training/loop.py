@@ -1,17 +1,24 @@
-"""The training loop all stages share: steps, checkpoints, logs one can plot, resumption.
+"""The training loop of all lessons: steps, checkpoints, logs one can plot, exact resumption, one or many devices.
 
-A step's randomness comes from (seed, step) alone, so a resumed run takes the very steps it would have taken."""
+What a micro-batch holds follows from (seed, its number, the process) alone, so a resumed run takes the very steps it
+would have taken. Devices, precision and gradient synchronisation are accelerate's."""
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -22,8 +29,40 @@ from rich.progress import (
 )
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
-LossOf = Callable[[int, np.random.Generator], tuple[Tensor, dict[str, float]]]
+LOG_EVERY = 20  # steps
+PRECISIONS = ("auto", "bf16", "fp16", "fp32")
+
+LossOf = Callable[[Any, int, np.random.Generator], tuple[Tensor, Mapping[str, float | Tensor]]]
+"""(module, micro-batch number, its randomness) -> (loss, figures for the log)."""
+
+
+class NotFinite(FloatingPointError):
+    """The loss became NaN or infinite: names the step and where the last good state lies."""
+
+
+class CannotSave(OSError):
+    """A checkpoint could not be written; what was written before is whole."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How long and how fast.
+
+    rate: peak of AdamW's. slower: factor on it of the parameters whose name begins with one of these. decay: weight
+    decay of matrices. accumulate: micro-batches whose gradients one step sums. average: decay of the running mean of
+    the weights (EMA), which is what is kept; 0 keeps the last ones. every: steps between saved states."""
+
+    steps: int
+    rate: float
+    seed: int
+    slower: Mapping[str, float] | None = None
+    decay: float = 0.05
+    clip: float = 1.0
+    accumulate: int = 1
+    average: float = 0.0
+    every: int = 200
 
 
 def progress_bar() -> Progress:
@@ -34,6 +73,30 @@ def progress_bar() -> Progress:
     )  # fmt: skip
 
 
+def machine(device: str = "auto", precision: str = "auto") -> Accelerator:
+    """Where lessons run. device: "cpu", "cuda", or "auto". precision: one of PRECISIONS; "auto" takes bfloat16 where
+    the hardware has it. Raises ValueError, saying what is there, for what is not."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, came {precision!r}")
+    if device not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"device must be auto, cpu or cuda, came {device!r}")
+    gpu = torch.cuda.is_available() and device != "cpu"
+    if device == "cuda" and not gpu:
+        raise ValueError("device cuda was asked for, but torch sees no NVIDIA GPU here; use --device cpu")
+    if precision == "fp16" and not gpu:
+        raise ValueError("precision fp16 needs an NVIDIA GPU; use bf16 or fp32 here")
+    if precision == "auto":
+        precision = "bf16" if _has_bfloat16(gpu) else "fp32"
+    AcceleratorState._reset_state(reset_partial_state=False)  # a process may train twice, in tests and benchmarks
+    return Accelerator(cpu=not gpu, mixed_precision="no" if precision == "fp32" else precision)
+
+
+def _has_bfloat16(gpu: bool) -> bool:
+    if gpu:
+        return torch.cuda.is_bf16_supported()
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def learning_rate(step: int, steps: int, peak: float) -> float:
     """Linear warm-up over 3 % of the steps, then a cosine to 1 % of `peak`."""
     warm = max(1, steps * 3 // 100)
@@ -42,105 +105,270 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm))))
 
 
-def autocast(device: torch.device) -> torch.autocast:
-    """bfloat16 where the processor has it (most of it is in convolutions), else plain float32."""
-    capable = device.type == "cuda" or (
-        device.type == "cpu" and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    )
-    return torch.autocast(device.type, torch.bfloat16, enabled=bool(capable))
-
-
-def save_atomically(tensors: dict[str, Tensor], path: Path) -> None:
+def save_atomically(tensors: Mapping[str, Tensor], path: Path, *, metadata: dict[str, str] | None = None) -> None:
+    """Write `path` whole or not at all. Raises CannotSave, for example on a full disk."""
     partial = path.with_suffix(".part")
-    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, partial)
+    try:
+        save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, partial, metadata)
+        partial.replace(path)
+    except Exception as error:  # safetensors raises its own kind for a full disk
+        partial.unlink(missing_ok=True)
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        raise CannotSave(
+            f"{path} ({size / 1e6:.1f} MB) could not be written ({error}). What was saved before is whole: make room "
+            "and run the same command again"
+        ) from error
+
+
+def train(
+    lesson: str,
+    module: nn.Module,
+    loss_of: LossOf,
+    schedule: Schedule,
+    *,
+    folder: Path,
+    where: Accelerator,
+    progress: Progress,
+    validate: Callable[[nn.Module], dict[str, float]] | None = None,
+) -> None:
+    """Train `module` in place to `schedule.steps` and leave its weights in `folder/<lesson>.safetensors`.
+
+    While under way the state lies in `<lesson>.resume.safetensors`; a run killed anywhere goes on from there. Logs:
+    `<lesson>.csv` and, if tensorboard is installed, `tensorboard/<lesson>`. Raises NotFinite, CannotSave."""
+    done = folder / f"{lesson}.safetensors"
+    if done.exists():
+        module.load_state_dict(load_file(done))
+        module.to(where.device).eval()
+        progress.console.print(f"{lesson}: already trained ({done.name})")
+        return
+    _Run(lesson, module, loss_of, schedule, folder, where, progress, validate).go()
+
+
+class _Run:
+    """One lesson under way."""
+
+    def __init__(
+        self, lesson: str, module: nn.Module, loss_of: LossOf, schedule: Schedule, folder: Path, where: Accelerator,
+        progress: Progress, validate: Callable[[nn.Module], dict[str, float]] | None,
+    ) -> None:  # fmt: skip
+        self.lesson, self.loss_of, self.schedule, self.folder = lesson, loss_of, schedule, folder
+        self.where, self.progress, self.validate = where, progress, validate
+        self.module = module.to(where.device)
+        self.averaged = _averaged(module, schedule.average)
+        optimiser = torch.optim.AdamW(_groups(module, schedule), lr=schedule.rate, betas=(0.9, 0.98))
+        self.first = self._resume(optimiser)
+        self.prepared, self.optimiser = where.prepare(module, optimiser)
+        self.trained = [p for p in module.parameters() if p.requires_grad]
+        self.log = Log(folder, lesson, self.first) if where.is_main_process else None
+        self.unchecked: list[Tensor] = []  # losses not yet looked at: looking waits for the GPU
+
+    @property
+    def _saved(self) -> Path:
+        return self.folder / f"{self.lesson}.resume.safetensors"
+
+    def go(self) -> None:
+        steps = self.schedule.steps
+        bar = self.progress.add_task(self.lesson, total=steps, completed=self.first, note="")
+        started = time.monotonic()
+        for step in range(self.first, steps):
+            figures = self._step(step)
+            last = step + 1 == steps
+            if last or (step + 1) % LOG_EVERY == 0:
+                self._check(step)
+                said = {name: float(value) for name, value in figures.items()}
+                pace = (step + 1 - self.first) / (time.monotonic() - started)
+                self._say(step, said, pace, bar, slow=last or (step + 1) % self.schedule.every == 0)
+            if not last and (step + 1) % self.schedule.every == 0:
+                self._save(step)
+        self._finish()
+
+    def _step(self, step: int) -> Mapping[str, float | Tensor]:
+        schedule, where = self.schedule, self.where
+        self.module.train()
+        rate = learning_rate(step, schedule.steps, schedule.rate)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate * group["factor"]
+        figures: Mapping[str, float | Tensor] = {}
+        for part in range(schedule.accumulate):
+            micro = step * schedule.accumulate + part
+            seed = [schedule.seed, micro, where.process_index]
+            torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))  # dropout follows the step too
+            wait = where.no_sync(self.prepared) if part + 1 < schedule.accumulate else nullcontext()
+            with wait:
+                loss, figures = self.loss_of(self.prepared, micro, np.random.default_rng(seed))
+                where.backward(loss / schedule.accumulate)
+            self.unchecked.append(loss.detach())
+            figures = {"loss": loss.detach(), **figures}
+        where.clip_grad_norm_(self.trained, schedule.clip)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.module)
+        return figures
+
+    def _check(self, step: int) -> None:
+        """Raises NotFinite if a loss since the last look was not a number."""
+        good = torch.isfinite(torch.stack(self.unchecked))
+        count = len(self.unchecked)
+        self.unchecked.clear()
+        if bool(good.all()):
+            return
+        first = step + 1 - (count - int(good.int().argmin()) - 1) // self.schedule.accumulate
+        kept = f"the last good state is {self._saved}" if self._saved.exists() else "no state was saved before it"
+        raise NotFinite(
+            f"{self.lesson}: the loss of step {first} is not a number; {kept}. Lower the rate and run again, in a new "
+            "folder if nothing else helps"
+        )
+
+    def _say(self, step: int, figures: dict[str, float], pace: float, bar: Any, *, slow: bool) -> None:
+        if slow and self.validate is not None:
+            self.module.eval()
+            figures |= self.validate(self._kept())
+        if self.log is None:
+            return
+        self.log.add(step + 1, {**figures, "steps_per_s": pace})
+        note = " ".join(f"{name} {value:.3g}" for name, value in figures.items())
+        self.progress.update(bar, completed=step + 1, note=note)
+        if slow and not self.progress.console.is_terminal:
+            text = f"{self.lesson}: step {step + 1}/{self.schedule.steps} {note} ({pace:.2f} steps/s)"
+            self.progress.console.print(text, soft_wrap=True)
+
+    def _kept(self) -> nn.Module:
+        """The weights that will be kept."""
+        return self.module if self.averaged is None else self.averaged.module.eval()
+
+    def _save(self, step: int) -> None:
+        self._check(step) if self.unchecked else None
+        if not self.where.is_main_process:
+            return
+        state = {f"module.{name}": value for name, value in self.module.state_dict().items()}
+        if self.averaged is not None:
+            state |= {f"average.{name}": value for name, value in self.averaged.state_dict().items()}
+        state |= _optimiser_tensors(self.optimiser) | {"step": torch.tensor(step + 1)}
+        if self.where.scaler is not None:
+            state |= {"scaler": torch.tensor(self.where.scaler.get_scale())}
+        save_atomically(state, self._saved)
+
+    def _resume(self, optimiser: torch.optim.Optimizer) -> int:
+        if not self._saved.exists():
+            return 0
+        tensors = load_file(self._saved, device=str(self.where.device))
+        step = int(tensors["step"])
+        self.module.load_state_dict(_under("module.", tensors))
+        if self.averaged is not None:
+            self.averaged.load_state_dict(_under("average.", tensors))
+        _restore_optimiser(optimiser, _under("optimiser.", tensors))
+        if "scaler" in tensors and self.where.scaler is not None:
+            self.where.scaler.update(float(tensors["scaler"]))
+        self.progress.console.print(f"{self.lesson}: resumed at step {step}")
+        return step
+
+    def _finish(self) -> None:
+        if self.averaged is not None:
+            self.module.load_state_dict(self.averaged.module.state_dict())
+        self.where.wait_for_everyone()
+        self.module.eval()
+        if self.where.is_main_process:
+            save_atomically(self.module.state_dict(), self.folder / f"{self.lesson}.safetensors")
+            self._saved.unlink(missing_ok=True)
+        if self.log is not None:
+            self.log.close()
+        unwrapped = self.where.unwrap_model(self.prepared, keep_fp32_wrapper=False)
+        assert unwrapped is self.module
+        self.where._models.clear()
+        self.where._optimizers.clear()
+
+
+class Log:
+    """`<lesson>.csv`, one row every LOG_EVERY steps, and the same for TensorBoard. Rows after `first` are dropped, so
+    that a resumed run leaves the curve of an undisturbed one."""
+
+    def __init__(self, folder: Path, lesson: str, first: int) -> None:
+        self.path = folder / f"{lesson}.csv"
+        self.rows = [row for row in read_log(self.path) if row["step"] <= first] if self.path.exists() else []
+        self.board = _tensorboard(folder / "tensorboard" / lesson, first)
+
+    def add(self, step: int, figures: Mapping[str, float]) -> None:
+        self.rows.append({"step": step, **figures})
+        columns = list(dict.fromkeys(name for row in self.rows for name in row))
+        partial = self.path.with_suffix(".part")
+        try:
+            with partial.open("w", newline="") as file:
+                table = csv.DictWriter(file, columns)
+                table.writeheader()
+                table.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in self.rows)
+            partial.replace(self.path)
+        except OSError as error:
+            raise CannotSave(f"{self.path} could not be written ({error}); make room and run again") from error
+        if self.board is not None:
+            for name, value in figures.items():
+                self.board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        if self.board is not None:
+            self.board.close()
+
+
+def read_log(path: Path) -> list[dict[str, float]]:
+    """The rows of a lesson's CSV; what a row does not say is missing in it."""
+    with path.open(newline="") as file:
+        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+def write_json(path: Path, record: Mapping[str, Any]) -> None:
+    """Write `path` whole or not at all."""
+    partial = path.with_suffix(".part")
+    partial.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     partial.replace(path)
 
 
-def _optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _tensorboard(folder: Path, first: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder), purge_step=first)
+
+
+def _averaged(module: nn.Module, decay: float) -> AveragedModel | None:
+    if not decay:
+        return None
+
+    def mixed(kept: Tensor, new: Tensor, count: Tensor | int) -> Tensor:
+        # Early on the mean is of few steps, or it would remember the first weights.
+        return torch.lerp(kept, new, 1.0 - min(decay, (1.0 + float(count)) / (10.0 + float(count))))
+
+    def mixed_or_taken(kept: Tensor, new: Tensor, count: Tensor | int) -> Tensor:
+        return mixed(kept, new, count) if kept.is_floating_point() else new
+
+    return AveragedModel(module, avg_fn=mixed_or_taken, use_buffers=True)
+
+
+def _groups(module: nn.Module, schedule: Schedule) -> list[dict[str, Any]]:
+    """Parameters by their factor on the rate and by whether they decay."""
+    slower = schedule.slower or {}
+    sorted_: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            factor = next((value for start, value in slower.items() if name.startswith(start)), 1.0)
+            decay = schedule.decay if parameter.ndim > 1 else 0.0
+            sorted_.setdefault((factor, decay), []).append(parameter)
+    return [{"params": some, "factor": f, "weight_decay": d} for (f, d), some in sorted_.items()]
+
+
+def _optimiser_tensors(optimiser: Any) -> dict[str, Tensor]:
     state = optimiser.state_dict()["state"]
     return {f"optimiser.{i}.{name}": value for i, values in state.items() for name, value in values.items()}
 
 
-def _restore_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+def _restore_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     whole = optimiser.state_dict()
     for key, value in tensors.items():
-        _, i, name = key.split(".")
-        whole["state"].setdefault(int(i), {})[name] = value
+        i, name = key.split(".")
+        # The count of steps stays on the CPU, where AdamW keeps it.
+        whole["state"].setdefault(int(i), {})[name] = value.cpu() if name == "step" else value
     optimiser.load_state_dict(whole)
 
 
-def train(
-    stage: str,
-    module: nn.Module,
-    parameters: Iterable[nn.Parameter],
-    loss_of: LossOf,
-    *,
-    steps: int,
-    rate: float,
-    seed: int,
-    folder: Path,
-    progress: Progress,
-    validate: Callable[[], dict[str, float]] | None = None,
-    every: int = 200,
-) -> None:
-    """Train `module` in place to `steps` and leave its weights in `folder/<stage>.safetensors`.
-
-    While under way the state lies in `<stage>.resume.safetensors`; a run killed anywhere goes on from there."""
-    done = folder / f"{stage}.safetensors"
-    resume = folder / f"{stage}.resume.safetensors"
-    if done.exists():
-        module.load_state_dict(load_file(done))
-        progress.console.print(f"{stage}: already trained ({done.name})")
-        return
-    trained = [p for p in parameters if p.requires_grad]
-    decayed = [p for p in trained if p.ndim > 1]
-    plain = [p for p in trained if p.ndim <= 1]
-    optimiser = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}],
-        lr=rate,
-        betas=(0.9, 0.98),
-    )
-    first = 0
-    if resume.exists():
-        tensors = load_file(resume)
-        first = int(tensors.pop("step"))
-        _restore_optimiser(optimiser, {k: tensors.pop(k) for k in list(tensors) if k.startswith("optimiser.")})
-        module.load_state_dict(tensors)
-        progress.console.print(f"{stage}: resumed at step {first}")
-    bar = progress.add_task(stage, total=steps, completed=first, note="")
-    started = time.monotonic()
-    for step in range(first, steps):
-        module.train()
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(step, steps, rate)
-        torch.manual_seed(seed * 1_000_003 + step)  # dropout too is a function of the step
-        loss, figures = loss_of(step, np.random.default_rng([seed, step]))
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimiser.step()
-        last = step + 1 == steps
-        if last or (step + 1) % 20 == 0:
-            figures = {"loss": loss.item(), **figures}
-            if validate and (last or (step + 1) % every == 0):
-                module.eval()
-                figures |= validate()
-            if not all(math.isfinite(value) for value in figures.values()):
-                raise FloatingPointError(f"{stage}: step {step + 1} gave {figures}; lower the rate and resume")
-            pace = (step + 1 - first) / (time.monotonic() - started)
-            _log(folder / f"{stage}.log.jsonl", {"step": step + 1, **figures, "steps_per_s": pace})
-            note = " ".join(f"{name} {value:.3g}" for name, value in figures.items())
-            progress.update(bar, completed=step + 1, note=note)
-            if not progress.console.is_terminal and (last or (step + 1) % every == 0):
-                progress.console.print(f"{stage}: step {step + 1}/{steps} {note} ({pace:.2f} steps/s)", soft_wrap=True)
-        if not last and (step + 1) % every == 0:
-            state = {**module.state_dict(), **_optimiser_tensors(optimiser), "step": torch.tensor(step + 1)}
-            save_atomically(state, resume)
-    module.eval()
-    save_atomically(module.state_dict(), done)
-    resume.unlink(missing_ok=True)
-
-
-def _log(path: Path, record: dict[str, float]) -> None:
-    with path.open("a") as handle:
-        handle.write(json.dumps({k: round(v, 5) for k, v in record.items()}) + "\n")
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

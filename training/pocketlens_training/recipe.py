@@ -1,12 +1,10 @@
-"""The recipe of one training: every number a run is given, saved beside the weights it made.
+"""What a distillation is given: every number of it, with its meaning; saved in the run folder beside the weights.
 
-Owns sizes, steps, seeds and rates; the stages read it and add none of their own."""
+The prompts are here too, because all teachers and students of this version share them."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from pocketlens_wire.manifest import Prompts
@@ -16,76 +14,88 @@ PROMPTS = Prompts(
     picture="a photo of {sentence}",
     words="{words}",
 )
+GCD = ("contrast", "relational", "both", "cosine")
+LAR = ("none", "map", "match")
+SKETCHES = ("none", "edges", "drawn", "drawn-own")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """All of a sample training. Widths in numbers, `side` in pixels, steps in optimiser steps."""
+class DistilRecipe:
+    """Steps in optimiser steps, rates AdamW's peaks. Which defaults were measured, and how, docs/results.md says."""
 
     seed: int = 20261121
-    side: int = 96
-    """Pictures are square, this many pixels a side."""
-    context: int = 64
-    """Most token ids in one text, begin and end included."""
-    dim: int = 256
-    """Width of the joint space."""
-    word_width: int = 192
-    """Width of a word embedding, and so of a sentence token."""
-    text_layers: int = 4
+    student: str = "tiny"
+    """The backbone: tiny-s, tiny, tiny-l, or a model of timm."""
+    pretrained: bool = True
+    """Whether a timm backbone begins with its published weights."""
+    side: int = 0
+    """Pixels a side that the device makes; 0: what the backbone was made for."""
     tokens: int = 4
     """Sentence tokens a picture becomes (k)."""
-    teacher_widths: tuple[int, ...] = (32, 64, 128, 192)
-    student_widths: tuple[int, ...] = (16, 32, 64, 96)
-
-    pictures: int = 100_000
-    """Unlabelled photos; they come in pairs that differ in one or two attributes."""
-    sketches: int = 30_000
-    """Pencil sketches, each of the specification of the photo with the same number."""
+    anchors: int = 0
+    """Words whose mixtures tokens are (vocabulary-anchored); 0: free tokens."""
     batch: int = 256
-    teacher_steps: int = 1800
-    teacher_rate: float = 1.5e-3
-    edit_steps: int = 700
-    edit_rate: float = 6e-4
-    student_steps: int = 3000
-    student_rate: float = 2e-3
+    accumulate: int = 1
+    """Micro-batches of that size whose gradients one step sums."""
+    steps: int = 3000
+    rate: float = 0.0
+    """0: 2e-3 for the sample world's own backbones, 3e-4 for timm's."""
+    backbone_factor: float = 0.0
+    """On the rate, of the backbone's parameters. 0: 1 for the sample world's own, a third for timm's."""
+    average: float = 0.999
+    """Decay of the running mean of the weights, which is what is kept; 0: the last weights are."""
+    variation: str = "shift"
+    """What is done to a picture each time it is seen: none, shift, crop, crop-mirror."""
+    gcd: str = "contrast"
+    """Global contrastive distillation: contrast (InfoNCE), relational (KL over a bank), both, cosine."""
     bank: int = 4096
-    """Frozen teacher vectors beside the batch as negatives of GCD."""
-    caption_bank: int = 120_000
-    """Captions from which composition distillation takes a picture's nearest."""
+    """Frozen teacher vectors beside the batch."""
+    teacher_scale: float = 20.0
+    """On image-image cosines of the relational form."""
+    lar: str = "none"
+    """Local alignment regularisation: none, map (of the teacher's places), match (BLIP's matching head)."""
+    lar_weight: float = 1.0
     composition_weight: float = 10.0
+    """Of composition distillation; it needs a file of captions with edits. 0: off."""
+    sketches: str = "drawn"
+    """none; edges: edge maps of the photos, pulled to the photo's vector; drawn: given sketches, pulled to their photo's
+    vector; drawn-own: pulled to the vector the teacher gives the sketch itself. Without a file of sketches, drawn is
+    none."""
     sketch_share: float = 0.2
-    """Share of a student batch that is sketches, pulled to the vector of the photo."""
-    triplets: int = 8_000
-    head_steps: int = 800
-    head_rate: float = 1e-3
-    symmetric_pictures: int = 30_000
-    """Photos whose feature maps the symmetric baseline learns from."""
-    symmetric_steps: int = 3000
+    """Of a batch that is sketches."""
+    pale: bool = False
+    """Whether half of the sketches are given less contrast."""
+    held_out: int = 1000
+    """Pictures kept from training for the figures in the log; at most a tenth of all."""
 
-    @property
-    def most_tokens(self) -> int:
-        """Sentence tokens that the cloud half of this training takes in one query."""
-        return 2 * self.tokens
+    def __post_init__(self) -> None:
+        for key, choices in (("gcd", GCD), ("lar", LAR), ("sketches", SKETCHES)):
+            if getattr(self, key) not in choices:
+                raise ValueError(f"{key} must be one of {', '.join(choices)}, came {getattr(self, key)!r}")
+        if self.batch < 2 or self.steps < 1 or self.accumulate < 1:
+            raise ValueError("batch must be at least 2, steps and accumulate at least 1")
+        if not 0 <= self.sketch_share < 1:
+            raise ValueError(f"sketch_share must be 0 to 1, came {self.sketch_share}")
+        if self.lar == "map" and self.variation.startswith("crop"):
+            raise ValueError(
+                "lar map needs what the teacher saw: its places lie elsewhere in a crop; use shift or none"
+            )
 
-    def write(self, path: Path) -> None:
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n")
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
 
     @classmethod
-    def read(cls, path: Path) -> Recipe:
-        raw = json.loads(path.read_text())
+    def of_json(cls, raw: dict[str, Any], where: str) -> DistilRecipe:
+        """Raises ValueError, naming keys, for a recipe of another version."""
         known = {field.name for field in fields(cls)}
         if raw.keys() != known:
             raise ValueError(
-                f"{path}: recipe keys missing {sorted(known - raw.keys())}, unknown {sorted(raw.keys() - known)}; "
+                f"{where}: recipe keys missing {sorted(known - raw.keys())}, unknown {sorted(raw.keys() - known)}; "
                 "start a new run folder"
             )
-        values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in raw.items()}
-        return cls(**values)
+        return cls(**raw)
 
 
-TINY = Recipe(
-    pictures=512, sketches=128, batch=64, bank=64, caption_bank=256, triplets=128, symmetric_pictures=256,
-    teacher_steps=100, edit_steps=20, student_steps=100, head_steps=20, symmetric_steps=20,
-    teacher_widths=(8, 16, 24, 32), student_widths=(4, 8, 12, 16), word_width=64, dim=64, text_layers=2,
-)  # fmt: skip
-"""Seconds on one core: proves that the code runs and learns something, not that it learns well."""
+def differing(was: dict[str, Any], asked: dict[str, Any]) -> str:
+    """What differs between two recipes, for a person."""
+    return ", ".join(f"{key} {was.get(key)} there, {asked[key]} asked" for key in asked if was.get(key) != asked[key])

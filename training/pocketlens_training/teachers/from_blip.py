@@ -15,7 +15,14 @@ from pocketlens_wire.pictures import PictureSpec
 from torch import Tensor
 
 from pocketlens_training.recipe import PROMPTS
-from pocketlens_training.teachers.teacher import CannotTeach, ImageModule, Teacher, TextModule, frozen
+from pocketlens_training.teachers.teacher import (
+    CannotTeach,
+    ImageModule,
+    MatchingModule,
+    Teacher,
+    TextModule,
+    frozen,
+)
 from pocketlens_training.teachers.tokenizing import probed_layout
 
 KIND = "BlipForImageTextRetrieval"
@@ -39,10 +46,11 @@ def from_blip(name: str, source: str) -> Teacher:
         raise CannotTeach(f"{name}: {str(error).splitlines()[0][:300]}") from error
     frozen(model)
     layout = probed_layout(words.backend_tokenizer, pad=words.pad_token_id, clean=[], fixed_length=False)
+    image, text = BlipImage(model, pixels.image_mean, pixels.image_std), BlipText(model)
     return Teacher(
         name=name,
-        image=BlipImage(model, pixels.image_mean, pixels.image_std),
-        text=BlipText(model),
+        image=image,
+        text=text,
         scale=SCALE,
         dim=model.text_proj.out_features,
         context=min(CONTEXT, model.config.text_config.max_position_embeddings),
@@ -50,6 +58,7 @@ def from_blip(name: str, source: str) -> Teacher:
         layout=layout,
         prompts=PROMPTS,
         tokenizer=words.backend_tokenizer,
+        matching=BlipMatching(model, image, text),
     )
 
 
@@ -76,6 +85,14 @@ class BlipText(TextModule):
     ) -> Tensor:
         return self.project(self.states(token_ids, sentence, sentence_start, sentence_length, end)[:, 0])
 
+    def projected(
+        self, token_ids: Tensor, sentence: Tensor, sentence_start: Tensor, sentence_length: Tensor, end: Tensor
+    ) -> Tensor:
+        return self.project(self.states(token_ids, sentence, sentence_start, sentence_length, end))
+
+    def pooled_at(self, end: Tensor) -> Tensor:
+        return torch.zeros_like(end)
+
 
 class BlipImage(ImageModule):
     """BLIP's vision transformer."""
@@ -90,10 +107,33 @@ class BlipImage(ImageModule):
         self.register_buffer("mean", 255 * torch.tensor(mean)[:, None, None], persistent=False)
         self.register_buffer("std", 255 * torch.tensor(std)[:, None, None], persistent=False)
 
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def states(self, pixels: Tensor) -> Tensor:
+        """States (batch, 1 + places, width), the first of the whole picture."""
         x = (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std
-        states = self.vision(pixel_values=x).last_hidden_state
+        return self.vision(pixel_values=x).last_hidden_state
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        states = self.states(pixels)
         return self.project(states[:, 0]), states[:, 1:]
+
+
+class BlipMatching(MatchingModule):
+    """BLIP's text encoder with cross-attention to a picture, and its matching head, read at the first position."""
+
+    def __init__(self, model: Any, image: BlipImage, text: BlipText) -> None:
+        super().__init__()
+        self.image, self.text, self.head = image, text, model.itm_head
+
+    def look(self, pixels: Tensor) -> Tensor:
+        return self.image.states(pixels)
+
+    def forward(self, rows: Any, sentence: Tensor, seen: Tensor) -> Tensor:
+        states = self.text.states(
+            rows.token_ids, sentence, rows.sentence_start, rows.sentence_length, rows.end,
+            encoder_hidden_states=seen,
+            encoder_attention_mask=torch.ones(seen.shape[:2], dtype=torch.long, device=seen.device),
+        )  # fmt: skip
+        return self.head(states[:, 0])
 
 
 def _refuse_other_kinds(name: str, source: str) -> None:

@@ -79,16 +79,37 @@ class OpenClipText(TextModule):
     def forward(
         self, token_ids: Tensor, sentence: Tensor, sentence_start: Tensor, sentence_length: Tensor, end: Tensor
     ) -> Tensor:
-        length = token_ids.shape[1]
-        x = self.with_sentence(token_ids, sentence, sentence_start, sentence_length) + self.positions[:length]
-        mask = None if self.mask is None else self.mask[:length, :length]
-        x = self.norm(self.transformer(x, attn_mask=mask))
+        x = self._states(token_ids, sentence, sentence_start, sentence_length)
         if self.pooled == "last":
             x = x[:, -1]
         elif self.pooled == "first":
             x = x[:, 0]
         else:  # at the end token, which open_clip finds by its id
             x = x.gather(1, end[:, None, None].expand(-1, 1, x.shape[2])).squeeze(1)
+        return self._projected(x)
+
+    def projected(
+        self,
+        token_ids: Tensor,
+        sentence: Tensor,
+        sentence_start: Tensor,
+        sentence_length: Tensor,
+        end: Tensor,  # noqa: ARG002
+    ) -> Tensor:
+        return self._projected(self._states(token_ids, sentence, sentence_start, sentence_length))
+
+    def pooled_at(self, end: Tensor) -> Tensor:
+        if self.pooled == "last":
+            return torch.full_like(end, len(self.positions) - 1)
+        return torch.zeros_like(end) if self.pooled == "first" else end
+
+    def _states(self, token_ids: Tensor, sentence: Tensor, sentence_start: Tensor, sentence_length: Tensor) -> Tensor:
+        length = token_ids.shape[1]
+        x = self.with_sentence(token_ids, sentence, sentence_start, sentence_length) + self.positions[:length]
+        mask = None if self.mask is None else self.mask[:length, :length]
+        return self.norm(self.transformer(x, attn_mask=mask))
+
+    def _projected(self, x: Tensor) -> Tensor:
         if self.project is None:
             return x
         return self.project(x) if isinstance(self.project, nn.Linear) else x @ self.project

@@ -10,6 +10,7 @@ FORMS = (
     ("open_clip:MODEL/PRETRAINED", "published weights of open_clip; `open_clip.list_pretrained()` names them"),
     ("open_clip:MODEL@FILE", "that architecture with weights of your own, best .safetensors"),
     ("hf:REPOSITORY or hf:FOLDER", "BLIP for image-text retrieval"),
+    ("run:FOLDER", "a teacher of your own, made by `pocketlens-train teacher`"),
 )
 FAMILIES = (  # what teaches, an example, what its text tower sees and where it is read
     (
@@ -27,7 +28,7 @@ REFUSED = (
     ("CLIP with a Hugging Face text tower (roberta, xlm-roberta, mt5, nllb)", "it takes no sentence tokens here"),
     ("other Hugging Face models", "CLIP and SigLIP come through open_clip"),
 )
-NEEDED = {"open_clip": "open_clip", "hf": "transformers"}
+NEEDED = {"open_clip": "open_clip", "hf": "transformers", "run": "safetensors"}
 
 
 def load_teacher(name: str) -> Teacher:
@@ -37,6 +38,10 @@ def load_teacher(name: str) -> Teacher:
         forms = "; ".join(f"{form} ({says})" for form, says in FORMS)
         raise CannotTeach(f"{name}: no teacher has this name. The forms are {forms}")
     _need(name, NEEDED[family])
+    if family == "run":
+        from pocketlens_training.teachers.own import from_own
+
+        return from_own(name, Path(rest))
     if family == "hf":
         from pocketlens_training.teachers.from_blip import from_blip
 

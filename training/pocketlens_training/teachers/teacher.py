@@ -7,10 +7,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
+from functools import cached_property
+from hashlib import sha256
+from typing import Any
 
 import torch
 from pocketlens_wire.manifest import Prompts, TextLayout
 from pocketlens_wire.pictures import PictureSpec
+from pocketlens_wire.spaces import digest_arrays
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
@@ -43,6 +47,16 @@ class TextModule(nn.Module, ABC):
         token_ids int64 (batch, length); sentence float (batch, k, width); sentence_start, sentence_length (0: no
         picture) and end (place of the last id that is not padding) int64 (batch,)."""
 
+    @abstractmethod
+    def projected(
+        self, token_ids: Tensor, sentence: Tensor, sentence_start: Tensor, sentence_length: Tensor, end: Tensor
+    ) -> Tensor:
+        """States (batch, length, dim) of every position, as the pooled one is projected."""
+
+    def pooled_at(self, end: Tensor) -> Tensor:
+        """The position int64 (batch,) whose state `forward` gives; here the end."""
+        return end
+
     def with_sentence(
         self, token_ids: Tensor, sentence: Tensor, sentence_start: Tensor, sentence_length: Tensor
     ) -> Tensor:
@@ -55,12 +69,24 @@ class TextModule(nn.Module, ABC):
         return torch.where(inside[:, :, None], placed.to(words.dtype), words)
 
 
+class MatchingModule(nn.Module, ABC):
+    """Does a sentence fit a picture? BLIP has such a head; LAR by matching asks it."""
+
+    @abstractmethod
+    def look(self, pixels: Tensor) -> Tensor:
+        """What the head sees of pictures: states (batch, places, width)."""
+
+    @abstractmethod
+    def forward(self, rows: Any, sentence: Tensor, seen: Tensor) -> Tensor:
+        """Logits (batch, 2); class 1 is a match. rows: reading.Rows."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Teacher:
     """A model and all that is needed to run it elsewhere.
 
     name: as it was asked for. image, text: in evaluation mode, frozen. scale: factor on cosines before a softmax.
-    context: most ids of a row. picture: how a file becomes pixels."""
+    context: most ids of a row. picture: how a file becomes pixels. matching: its matching head, if it has one."""
 
     name: str
     image: ImageModule
@@ -72,10 +98,22 @@ class Teacher:
     layout: TextLayout
     prompts: Prompts
     tokenizer: Tokenizer
+    matching: MatchingModule | None = None
 
     @property
     def word_width(self) -> int:
         return self.text.words.embedding_dim
+
+    @cached_property
+    def id(self) -> str:
+        """What names its image vectors: 16 hex digits over the image tower's weights and its pixels."""
+        weights = digest_arrays({name: tensor.cpu().numpy() for name, tensor in self.image.state_dict().items()})
+        return sha256(f"{weights} {asdict(self.picture)}".encode()).hexdigest()[:16]
+
+    @cached_property
+    def text_id(self) -> str:
+        """What names its text tower: 16 hex digits over its weights."""
+        return digest_arrays({name: tensor.cpu().numpy() for name, tensor in self.text.state_dict().items()})[:16]
 
     def card(self) -> dict[str, object]:
         """What people want to know of it, JSON-ready."""

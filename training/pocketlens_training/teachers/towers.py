@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pocketlens_training.recipe import Recipe
+from pocketlens_training.reading import Rows
 from pocketlens_training.teachers.teacher import ImageModule, TextModule
 
 
@@ -112,23 +112,45 @@ class TextTower(TextModule):
         self, token_ids: Tensor, sentence: Tensor, sentence_start: Tensor, sentence_length: Tensor, end: Tensor
     ) -> Tensor:
         """Read at the end token."""
+        x = self._states(token_ids, sentence, sentence_start, sentence_length)
+        last = x.gather(1, end[:, None, None].expand(-1, 1, x.shape[2])).squeeze(1)
+        return self.project(self.norm(last))
+
+    def projected(
+        self,
+        token_ids: Tensor,
+        sentence: Tensor,
+        sentence_start: Tensor,
+        sentence_length: Tensor,
+        end: Tensor,  # noqa: ARG002
+    ) -> Tensor:
+        return self.project(self.norm(self._states(token_ids, sentence, sentence_start, sentence_length)))
+
+    def _states(self, token_ids: Tensor, sentence: Tensor, sentence_start: Tensor, sentence_length: Tensor) -> Tensor:
         x = self.with_sentence(token_ids, sentence, sentence_start, sentence_length)
         x = x + self.positions[: token_ids.shape[1]]
         for block in self.blocks:
             x = block(x)
-        last = x.gather(1, end[:, None, None].expand(-1, 1, x.shape[2])).squeeze(1)
-        return self.project(self.norm(last))
+        return x
 
 
-class Teacher(nn.Module):
+class Towers(nn.Module):
     """Both towers and the temperature of their contrast."""
 
-    def __init__(self, recipe: Recipe, vocabulary_size: int) -> None:
+    def __init__(
+        self, *, widths: Sequence[int], vocabulary: int, context: int, word_width: int, text_layers: int, dim: int
+    ) -> None:
         super().__init__()
-        self.image = ImageTower(recipe.teacher_widths, recipe.dim)
-        self.text = TextTower(vocabulary_size, recipe.context, recipe.word_width, recipe.text_layers, recipe.dim)
+        self.image = ImageTower(widths, dim)
+        self.text = TextTower(vocabulary, context, word_width, text_layers, dim)
         self.log_scale = nn.Parameter(torch.tensor(math.log(15.0)))
 
     def scale(self) -> Tensor:
         """Factor on cosines before the softmax, at most 100 as in CLIP."""
         return self.log_scale.exp().clamp(max=100.0)
+
+    def forward(self, pixels: Tensor | None, rows: Rows) -> tuple[Tensor | None, Tensor]:
+        """Raw features (batch, dim) of pictures, if there are some, and of texts without a sentence."""
+        sentence = torch.zeros(len(rows.end), 1, self.text.words.embedding_dim, device=rows.end.device)
+        text = self.text(rows.token_ids, sentence, rows.sentence_start, rows.sentence_length, rows.end)
+        return None if pixels is None else self.image(pixels)[0], text

@@ -1,0 +1,3 @@
+from pocketlens_training.cli import app
+
+app()

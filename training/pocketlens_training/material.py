@@ -1,0 +1,173 @@
+"""What a distillation has before its first step: the teacher, its vectors of all pictures, captions, sketches, questions.
+
+All of it is frozen, shared by every student and baseline of a run, and computed once."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from rich.progress import Progress
+from torch import Tensor
+
+from pocketlens_training.features import teacher_vectors
+from pocketlens_training.probe import Probe
+from pocketlens_training.reading import Reader, reader_of
+from pocketlens_training.recipe import DistilRecipe
+from pocketlens_training.sets.feed import look
+from pocketlens_training.sets.lines import BadLines, read_pairs, read_sketches
+from pocketlens_training.sets.sources import Files, NoPictures, Source, open_source
+from pocketlens_training.teachers.teacher import Teacher
+from pocketlens_training.told import ToldBank
+
+UNREADABLE = "unreadable.csv"
+FEWEST = 8  # pictures from which a batch can be made at all
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sources:
+    """Where a distillation's material lies. images: anything open_source reads, or a pairs file; told: captions with
+    edits; sketches: sketch and photo; questions: composed queries for the log."""
+
+    images: Path
+    told: Path | None = None
+    sketches: Path | None = None
+    questions: Path | None = None
+
+    def relative_to(self, folder: Path) -> dict[str, str | None]:
+        """As a run keeps them: relative to it, so that both can be moved together."""
+        return {
+            key: None if value is None else os.path.relpath(value.absolute(), folder.absolute())
+            for key, value in vars(self).items()
+        }
+
+    @classmethod
+    def of(cls, named: Mapping[str, str | None], folder: Path) -> Sources:
+        return cls(**{key: None if value is None else folder / value for key, value in named.items()})  # type: ignore[arg-type]
+
+
+@dataclass
+class Material:
+    """A teacher, and what it makes of the pictures: what every student of a run shares. Rows are readable pictures."""
+
+    teacher: Teacher
+    reader: Reader
+    photos: Source
+    numbers: NDArray[np.int64]
+    """Of each row, its number in `photos`."""
+    raw: Tensor
+    """Raw teacher vectors float32 (rows, dim)."""
+    kept: NDArray[np.int64]
+    """Rows to learn from."""
+    held: NDArray[np.int64]
+    """Rows held out."""
+    cache: Path
+    told: ToldBank | None = None
+    sketches: Source | None = None
+    drawn: NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 2), np.int64))
+    """(sketch number, row of its photo) of the sketches to learn from."""
+    sketch_raw: Tensor | None = None
+    """Raw teacher vectors of all sketches, by number; for `drawn-own` alone."""
+    unreadable: list[tuple[str, str]] = field(default_factory=list)
+    probe: Probe | None = None
+
+    @property
+    def unit(self) -> Tensor:
+        return F.normalize(self.raw, dim=1)
+
+
+def gather(
+    teacher: Teacher, sources: Sources, recipe: DistilRecipe, *, where: Accelerator, progress: Progress, workers: int,
+    cache: Path,
+) -> Material:  # fmt: skip
+    """Teacher vectors of all pictures, and all else that is frozen. Raises NoPictures, BadLines."""
+    for module in (teacher.image, teacher.text):
+        module.to(where.device)
+    photos, attributes = open_images(sources.images)
+    seen = with_bar(progress, "vectors", len(photos), lambda tick: teacher_vectors(
+        teacher, photos, cache / "features", device=where.device, workers=workers, on_done=tick,
+    ))  # fmt: skip
+    if len(seen.numbers) < FEWEST:
+        raise NoPictures(f"{sources.images}: {len(seen.numbers)} readable pictures; at least {FEWEST} are needed")
+    if seen.unreadable:
+        progress.console.print(
+            f"{len(seen.unreadable)} pictures cannot be read and are left out; {UNREADABLE} lists them"
+        )
+    reader = reader_of(teacher, where)
+    held, kept = _split([photos.names[n] for n in seen.numbers], recipe.held_out)
+    material = Material(
+        teacher=teacher, reader=reader, photos=photos, numbers=seen.numbers, raw=seen.raw, kept=kept, held=held,
+        cache=cache, unreadable=seen.unreadable,
+    )  # fmt: skip
+    if sources.told is not None and recipe.composition_weight:
+        material.told = ToldBank(sources.told, material.unit, reader, teacher.text_id, cache / "told", progress)
+    if sources.sketches is not None and recipe.sketches.startswith("drawn"):
+        _add_sketches(material, sources.sketches, recipe, where=where, progress=progress, workers=workers)
+    material.probe = Probe(material, attributes, sources.questions, where=where, workers=workers, progress=progress)
+    return material
+
+
+def open_images(images: Path) -> tuple[Source, dict[str, Mapping[str, Any]]]:
+    """The pictures, and what a pairs file says of them (for diagnostics alone). Raises NoPictures, BadLines."""
+    if images.suffix != ".jsonl":
+        return open_source(images), {}
+    if not images.is_file():
+        raise NoPictures(f"{images}: no such file")
+    plain, _ = read_pairs(images)
+    known = {one.image: one.attributes for one in plain}
+    return Files(images.parent, list(known)), known
+
+
+def with_bar(progress: Progress, title: str, total: int, work: Callable[[Callable[[int], None]], Any]) -> Any:
+    """What `work` gives, which tells a bar how many are done."""
+    bar = progress.add_task(title, total=total, note="")
+    return work(lambda count: progress.advance(bar, count))
+
+
+def _add_sketches(
+    material: Material, file: Path, recipe: DistilRecipe, *, where: Accelerator, progress: Progress, workers: int
+) -> None:
+    listed = read_sketches(file)
+    photos = material.photos
+    root = photos.root if isinstance(photos, Files) else file.parent
+    row_of = {_absolute(root, photos.names[number]): row for row, number in enumerate(material.numbers)}
+    held = set(material.held.tolist())
+    source = Files(file.parent, [sketch for sketch, _ in listed])
+    good = set()
+    for looked in look(source, material.teacher.picture, workers=workers):
+        good |= {one.number for one in looked if one.problem is None}
+        material.unreadable += [(source.names[one.number], one.problem) for one in looked if one.problem is not None]
+    pairs = []
+    for number, (_, photo) in enumerate(listed):
+        row = row_of.get(_absolute(file.parent, photo))
+        if number in good and row is not None and row not in held:
+            pairs.append((number, row))
+    if not pairs:
+        raise BadLines(f"{file}: none of its {len(listed)} photos is among the readable pictures of --images")
+    material.sketches, material.drawn = source, np.array(pairs)
+    if recipe.sketches == "drawn-own":
+        seen = with_bar(progress, "sketches", len(source), lambda tick: teacher_vectors(
+            material.teacher, source, material.cache / "features", device=where.device, workers=workers, on_done=tick,
+        ))  # fmt: skip
+        material.sketch_raw = torch.zeros(len(source), seen.raw.shape[1])
+        material.sketch_raw[torch.from_numpy(seen.numbers)] = seen.raw
+
+
+def _absolute(root: Path, name: str) -> str:
+    return os.path.normpath(root.absolute() / name)
+
+
+def _split(names: list[str], held_out: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(held out, kept) rows, by the hash of names: the same pictures whatever their order."""
+    order = np.argsort([zlib.crc32(name.encode()) for name in names], kind="stable")
+    count = min(held_out, len(names) // 10)
+    return np.sort(order[:count]), np.sort(order[count:])

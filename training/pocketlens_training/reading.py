@@ -1,0 +1,130 @@
+"""From strings to a text tower's input rows, by position, exactly as the cloud builds them; and through the tower.
+
+Owns the row layout in training. How words are cleaned is the service's own code: a student must learn on the rows that
+the service will read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from accelerate import Accelerator
+from pocketlens_cloud.wording import cleaned
+from pocketlens_wire.manifest import Prompts, TextLayout
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from pocketlens_training.teachers.teacher import Teacher, TextModule
+
+SLOT = "{sentence}"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Input rows of a text tower. token_ids int64 (batch, length), the rest int64 (batch,)."""
+
+    token_ids: Tensor
+    sentence_start: Tensor
+    sentence_length: Tensor
+    end: Tensor
+
+    def to(self, device: torch.device) -> Rows:
+        return Rows(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+
+class RowMaker:
+    """Texts to rows, of one tokenizer, layout and context."""
+
+    def __init__(self, tokenizer: Tokenizer, layout: TextLayout, context: int) -> None:
+        self._tokenizer, self._layout, self._context = tokenizer, layout, context
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        tokenizer.encode_special_tokens = True  # a typed "<slot>" is words
+        self._reserved = frozenset(layout.special)
+
+    def rows(self, texts: Sequence[str], *, tokens: int = 0) -> Rows:
+        """Rows of `texts`; where a text holds "{sentence}", `tokens` slots stand in its place. A text longer than the
+        context loses its end, never its sentence."""
+        layout = self._layout
+        parts = [text.partition(SLOT) for text in texts]
+        flat = [cleaned(part, layout.clean) for before, _, after in parts for part in (before, after)]
+        encoded = [self._checked(each.ids) for each in self._tokenizer.encode_batch(flat, add_special_tokens=False)]
+        built, starts, lengths = [], [], []
+        for i, (_, slot, _) in enumerate(parts):
+            slots = [layout.slot] * tokens if slot else []
+            head = [*layout.begin, *encoded[2 * i]]
+            room = self._context - len(layout.end)
+            built.append([*(head + slots + encoded[2 * i + 1])[:room], *layout.end])
+            starts.append(len(head))
+            lengths.append(len(slots))
+        ends = [len(ids) - 1 for ids in built]
+        longest = self._context if layout.fixed_length else max(map(len, built))
+        token_ids = torch.full((len(built), longest), layout.pad)
+        for i, ids in enumerate(built):
+            token_ids[i, : len(ids)] = torch.tensor(ids)
+        return Rows(token_ids, torch.tensor(starts), torch.tensor(lengths), torch.tensor(ends))
+
+    def unknown(self, text: str) -> bool:
+        """Whether the vocabulary lacks a word of `text`."""
+        ids = self._tokenizer.encode(cleaned(text, self._layout.clean), add_special_tokens=False).ids
+        return self._layout.unknown in ids
+
+    def _checked(self, ids: list[int]) -> list[int]:
+        if self._reserved.isdisjoint(ids):
+            return ids
+        if self._layout.unknown is None:
+            return [token for token in ids if token not in self._reserved]
+        return [self._layout.unknown if token in self._reserved else token for token in ids]
+
+
+class Reader:
+    """A frozen text tower that reads texts with sentences in them, on one device."""
+
+    def __init__(self, text: TextModule, maker: RowMaker, prompts: Prompts, where: Accelerator) -> None:
+        self.tower, self.maker, self.prompts, self.where = text, maker, prompts, where
+
+    def raw(self, texts: Sequence[str], sentence: Tensor | None = None) -> Tensor:
+        """Raw text features float32 (batch, dim); `sentence` (batch, k, width) fills the texts' "{sentence}"."""
+        rows = self.maker.rows(texts, tokens=0 if sentence is None else sentence.shape[1]).to(self.where.device)
+        if sentence is None:
+            sentence = torch.zeros(len(texts), 1, self.tower.words.embedding_dim, device=self.where.device)
+        with self.where.autocast():
+            out = self.tower(rows.token_ids, sentence, rows.sentence_start, rows.sentence_length, rows.end)
+        return out.float()
+
+    def unit(self, texts: Sequence[str], sentence: Tensor | None = None) -> Tensor:
+        """The same of length 1."""
+        return torch.nn.functional.normalize(self.raw(texts, sentence), dim=1)
+
+    def states(self, texts: Sequence[str], sentence: Tensor | None = None) -> dict[str, Tensor]:
+        """Projected states (batch, length, dim) of every position, which of them are real, and where the tower pools."""
+        rows = self.maker.rows(texts, tokens=0 if sentence is None else sentence.shape[1]).to(self.where.device)
+        if sentence is None:
+            sentence = torch.zeros(len(texts), 1, self.tower.words.embedding_dim, device=self.where.device)
+        with self.where.autocast():
+            states = self.tower.projected(
+                rows.token_ids, sentence, rows.sentence_start, rows.sentence_length, rows.end
+            ).float()
+        places = torch.arange(states.shape[1], device=states.device)[None]
+        return {"states": states, "mask": places <= rows.end[:, None], "end": self.tower.pooled_at(rows.end)}
+
+    @property
+    def alone(self) -> str:
+        """The prompt of a picture without words."""
+        return self.prompts.picture
+
+    def words(self, words: str) -> str:
+        """The prompt of words without a picture."""
+        return self.prompts.words.replace("{words}", words)
+
+    def composed(self, words: str) -> str:
+        """The prompt of a picture with words; "{sentence}" typed by a person is words."""
+        if not words:
+            return self.alone
+        return self.prompts.composed.replace("{words}", words.replace(SLOT, "sentence"))
+
+
+def reader_of(teacher: Teacher, where: Accelerator) -> Reader:
+    """The text tower of `teacher`, wherever it lies, as a Reader."""
+    return Reader(teacher.text, RowMaker(teacher.tokenizer, teacher.layout, teacher.context), teacher.prompts, where)

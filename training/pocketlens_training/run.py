@@ -1,0 +1,80 @@
+"""A run folder's own account of itself: run.json says what was asked, of which teacher, on what, with what.
+
+With it and the files it names the same command gives the same run."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pocketlens_training.loop import write_json
+from pocketlens_training.material import Sources
+from pocketlens_training.recipe import DistilRecipe, differing
+from pocketlens_training.teachers.naming import load_teacher
+from pocketlens_training.teachers.teacher import Teacher
+
+RUN = "run.json"
+
+
+def claim(folder: Path, teacher_name: str, teacher: Teacher, sources: Sources, recipe: DistilRecipe) -> None:
+    """Write run.json, or raise ValueError when the folder was begun otherwise."""
+    folder.mkdir(parents=True, exist_ok=True)
+    asked: dict[str, Any] = {
+        "format": 1, "teacher": portable(teacher_name, folder), "teacher_id": teacher.id,
+        "sources": sources.relative_to(folder), "recipe": recipe.as_json(),
+    }  # fmt: skip
+    written = folder / RUN
+    if written.exists():
+        was = json.loads(written.read_text())
+        for key, name in (("teacher_id", "teacher"), ("recipe", "recipe")):
+            if was.get(key) != asked[key]:
+                said = differing(was["recipe"], asked["recipe"]) if key == "recipe" else f"{was['teacher']} there"
+                raise ValueError(
+                    f"{folder} was begun with another {name} ({said}); give the options it was begun with, or name "
+                    "another folder"
+                )
+    asked["made_with"] = {
+        "python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+    }  # fmt: skip
+    write_json(written, asked)
+
+
+def portable(name: str, folder: Path) -> str:
+    """A teacher's name as written into a run: that of a folder is relative to the run."""
+    kind, _, rest = name.partition(":")
+    if kind != "run":
+        return name
+    return f"run:{os.path.relpath(Path(rest).absolute(), folder.absolute())}"
+
+
+def teacher_of(folder: Path) -> Teacher:
+    """The teacher that run.json of `folder` names. Raises CannotTeach."""
+    name = str(read_run(folder)["teacher"])
+    kind, _, rest = name.partition(":")
+    return load_teacher(f"run:{folder / rest}" if kind == "run" else name)
+
+
+def read_recipe(folder: Path) -> DistilRecipe:
+    """The recipe of the run in `folder`. Raises FileNotFoundError when none was begun there."""
+    return DistilRecipe.of_json(read_run(folder)["recipe"], str(folder / RUN))
+
+
+def sources_of(folder: Path) -> Sources:
+    """The sources of the run in `folder`."""
+    return Sources.of(read_run(folder)["sources"], folder)
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """run.json."""
+    if not (folder / RUN).is_file():
+        raise FileNotFoundError(
+            f"{folder}: no run (it has no {RUN}); begin one with `pocketlens-train distil` or `pocketlens-train sample`"
+        )
+    return json.loads((folder / RUN).read_text())

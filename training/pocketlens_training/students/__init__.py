@@ -1,0 +1,1 @@
+"""What runs on the device: a light encoder and the token learner that turns its map into sentence tokens."""

@@ -1,0 +1,66 @@
+"""The student as a whole: pixels in, sentence tokens out."""
+
+from __future__ import annotations
+
+import torch
+from pocketlens_wire.pictures import PictureSpec
+from torch import Tensor, nn
+
+from pocketlens_training.students.backbones import TINY, Backbone, make_backbone
+from pocketlens_training.students.token_learner import Reading, TokenLearner
+from pocketlens_training.teachers.teacher import Teacher
+
+MOST_TOKENS = 16
+
+
+class Student(nn.Module):
+    """`pixels` uint8 (batch, side, side, 3) RGB -> `sentence` float32 (batch, k, word_width)."""
+
+    def __init__(self, encoder: Backbone, learner: TokenLearner) -> None:
+        super().__init__()
+        self.encoder, self.learner = encoder, learner
+
+    def read(self, pixels: Tensor) -> Reading:
+        """The sentence and where each token looked."""
+        return self.learner.read(self.encoder(pixels))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.read(pixels).sentence
+
+    @property
+    def tokens(self) -> int:
+        return len(self.learner.queries)
+
+
+def make_student(
+    name: str, teacher: Teacher, *, tokens: int, side: int = 0, pretrained: bool = True, anchors: int = 0
+) -> Student:
+    """A fresh student of `teacher`. name: see make_backbone. tokens: 1 to MOST_TOKENS. anchors: words that
+    vocabulary-anchored tokens mix; 0 for free tokens. Raises CannotStudy, ValueError."""
+    if not 1 <= tokens <= MOST_TOKENS:
+        raise ValueError(f"a picture becomes 1 to {MOST_TOKENS} tokens, {tokens} were asked for")
+    encoder = make_backbone(name, side=side, pretrained=pretrained)
+    own = name in TINY
+    learner = TokenLearner(
+        encoder.channels, tokens, teacher.word_width, width=128 if own else 256, heads=4 if own else 8,
+        anchors=words_of(teacher, anchors) if anchors else None,
+    )  # fmt: skip
+    learner.match_norm(median_norm(teacher))
+    return Student(encoder, learner)
+
+
+def median_norm(teacher: Teacher) -> float:
+    """Of the text tower's word embeddings."""
+    return float(teacher.text.words.weight.float().norm(dim=1).median())
+
+
+def words_of(teacher: Teacher, limit: int) -> Tensor:
+    """The first `limit` word embeddings (n, width) that are no special ids: byte pairs list words by frequency."""
+    special = set(teacher.layout.special)
+    ids = [i for i in range(teacher.text.words.num_embeddings) if i not in special][:limit]
+    return teacher.text.words.weight.detach()[torch.tensor(ids)].float().clone()
+
+
+def student_picture(student: Student, teacher: Teacher) -> PictureSpec:
+    """How the device makes a picture square: the student's side, the teacher's manner, so that both see the same."""
+    return PictureSpec(side=student.encoder.side, fit=teacher.picture.fit, resample=teacher.picture.resample)

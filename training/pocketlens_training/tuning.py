@@ -1,0 +1,259 @@
+"""The heads of the tuned mode, on triplets: what a query becomes and what a gallery picture becomes, trained together,
+beside the control that has the same query head and leaves the gallery as it is. Their difference is the target's, the
+rest is the triplets'."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from rich.progress import Progress
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from pocketlens_training.compositions import FREE, STATES, TransAgg, make_composition
+from pocketlens_training.features import list_unreadable
+from pocketlens_training.loop import Schedule, save_atomically, train, write_json
+from pocketlens_training.losses import contrast, hit_rate
+from pocketlens_training.reading import Reader
+from pocketlens_training.sets.feed import look, pixels_of
+from pocketlens_training.sets.lines import BadLines, Triplet, read_triplets
+from pocketlens_training.sets.pixels import square
+from pocketlens_training.sets.sources import Files
+from pocketlens_training.students.student import Student, student_picture
+from pocketlens_training.targets import make_target, split_name
+from pocketlens_training.teachers.teacher import Teacher
+
+HEADS, CONTROL, CARD = "heads", "heads-control", "heads.json"
+UNREADABLE = "triplets-unreadable.csv"
+CHUNK = 128
+FEWEST = 16  # triplets
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadRecipe:
+    """Every number of the heads' training."""
+
+    seed: int = 20261121
+    composition: str = "gated"
+    """What a query becomes: gated, transagg, or one that needs no training (plain, pdv:1.2, slerp:0.8, sum:0.5)."""
+    target: str = "union-gated"
+    """What a gallery picture becomes: original, sum, union (as published), union-light, union-gated."""
+    batch: int = 256
+    steps: int = 800
+    rate: float = 1e-3
+    incomplete: float = 0.1
+    """Share of queries of words alone (where the triplet has a caption), and as many of a picture alone."""
+
+
+class Heads(nn.Module):
+    """A query head and a target head."""
+
+    def __init__(self, query: nn.Module, target: nn.Module) -> None:
+        super().__init__()
+        self.query, self.target = query, target
+
+
+def make_heads(recipe: HeadRecipe, empty_raw: Tensor) -> Heads:
+    """Fresh heads; empty_raw (dim,): the raw text feature of the empty prompt. Raises ValueError for a bad name."""
+    return Heads(make_composition(recipe.composition, empty_raw.numel()), make_target(recipe.target, empty_raw))
+
+
+def tune(
+    student: Student, teacher: Teacher, triplets: Path, folder: Path, recipe: HeadRecipe, *, reader: Reader,
+    where: Accelerator, progress: Progress, workers: int = 0,
+) -> dict[str, Any]:  # fmt: skip
+    """Train HEADS and CONTROL into `folder` and write CARD, which it returns. Raises BadLines, ValueError."""
+    card = folder / CARD
+    made = {"format": 1, "recipe": asdict(recipe), "triplets": str(triplets)}
+    features = TripletFeatures.of(student, teacher, triplets, folder, recipe, reader, where, progress, workers)
+    torch.manual_seed(recipe.seed)
+    heads = make_heads(recipe, features.empty_raw)
+    learn(heads, features, teacher, recipe, HEADS, folder, where, progress)
+    torch.manual_seed(recipe.seed)
+    control = make_heads(HeadRecipe(**{**asdict(recipe), "target": "original"}), features.empty_raw)
+    learn(control, features, teacher, recipe, CONTROL, folder, where, progress)
+    write_json(card, made)
+    return made
+
+
+def learn(
+    heads: Heads, features: TripletFeatures, teacher: Teacher, recipe: HeadRecipe, lesson: str, folder: Path,
+    where: Accelerator, progress: Progress,
+) -> None:  # fmt: skip
+    """Train `heads` on frozen features; heads without anything to learn are saved as they are."""
+    if not any(True for p in heads.parameters() if p.requires_grad):
+        save_atomically(heads.state_dict(), folder / f"{lesson}.safetensors")
+        return
+
+    def loss_of(_module: Any, _micro: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float | Tensor]]:
+        batch, wanted = features.draw(recipe, rng)
+        query = run_composition(heads.query, batch)
+        target = heads.target
+        image = target.as_trained(wanted) if hasattr(target, "as_trained") else target(wanted)  # type: ignore[operator]
+        return contrast(query, image, teacher.scale), {"matched": hit_rate(query, image)}
+
+    train(
+        lesson, heads, loss_of, Schedule(steps=recipe.steps, rate=recipe.rate, seed=recipe.seed + 3), folder=folder,
+        where=where, progress=progress,
+    )  # fmt: skip
+    heads.requires_grad_(False).eval()
+
+
+def run_composition(query: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """The query (batch, dim), whichever inputs its composition takes."""
+    if isinstance(query, TransAgg):
+        return query(*(batch[name] for name in STATES))
+    return query(batch["composed"], batch["picture"], batch["words"])
+
+
+def needs_states(composition: str) -> bool:
+    return composition == "transagg"
+
+
+def is_free(composition: str) -> bool:
+    """Whether a composition needs no training."""
+    return split_name(composition)[0] in FREE
+
+
+@torch.no_grad()
+def query_features(
+    reader: Reader, sentence: Tensor | None, words: list[str], *, states: bool = False
+) -> dict[str, Tensor]:
+    """What compositions take, of queries with `sentence` (batch, k, width) and words: unit features and, if asked for,
+    the projected states of the rows of words alone and of the picture alone."""
+    if sentence is None:
+        alone = reader.unit([reader.words(each) for each in words])
+        return {"composed": alone, "picture": reader.unit([""]).expand_as(alone), "words": alone}
+    said = [reader.words(each) for each in words]
+    pictured = [reader.alone] * len(words)
+    found = {
+        "composed": reader.unit([reader.composed(each) for each in words], sentence),
+        "picture": reader.unit(pictured, sentence),
+        "words": reader.unit(said),
+    }
+    if states:
+        for name, texts, tokens in (("words", said, None), ("picture", pictured, sentence)):
+            found |= {f"{name}_{key}": value for key, value in reader.states(texts, tokens).items()}
+    return found
+
+
+class TripletFeatures:
+    """Frozen features of triplets, on the CPU; each (triplets, ...)."""
+
+    def __init__(self, tensors: dict[str, Tensor], where: Accelerator) -> None:
+        self.tensors, self.where = tensors, where
+        self.empty_raw = tensors.pop("empty_raw")
+        self.empty = {"composed": F.normalize(self.empty_raw, dim=0)}
+
+    def __len__(self) -> int:
+        return len(self.tensors["composed"])
+
+    @classmethod
+    def of(
+        cls, student: Student, teacher: Teacher, triplets: Path, folder: Path, recipe: HeadRecipe, reader: Reader,
+        where: Accelerator, progress: Progress, workers: int,
+    ) -> TripletFeatures:  # fmt: skip
+        """Computed once, then read from disk."""
+        states = needs_states(recipe.composition)
+        key = hashlib.sha256(triplets.read_bytes() if triplets.is_file() else b"").hexdigest()[:12]
+        path = folder / f"triplets-{key}{'-states' if states else ''}.safetensors"
+        if path.exists():
+            return cls(load_file(path), where)
+        tensors, bad = _encode(student, teacher, triplets, reader, where, progress, workers, states=states)
+        list_unreadable(folder / UNREADABLE, bad)
+        save_atomically(tensors, path)
+        return cls(tensors, where)
+
+    def draw(self, recipe: HeadRecipe, rng: np.random.Generator) -> tuple[dict[str, Tensor], Tensor]:
+        """A batch of queries and the raw image features (batch, dim) they want. Some queries lack a part: words alone
+        want their target said in full, a picture alone wants itself."""
+        numbers = torch.from_numpy(rng.choice(len(self), min(recipe.batch, len(self)), replace=False))
+        device = self.where.device
+        batch = {key: value[numbers].to(device) for key, value in self.tensors.items()}
+        batch = {key: value.float() if value.is_floating_point() else value for key, value in batch.items()}
+        wanted = batch.pop("target_raw").clone()
+        anchor, caption = batch.pop("anchor_raw"), batch.pop("caption")
+        kind = torch.from_numpy(rng.random(len(numbers))).to(device)
+        if "words_states" in batch:
+            return batch, wanted  # a part that lacks would need states of its own
+        told = caption.abs().sum(1) > 0
+        words_only, picture_only = (kind < recipe.incomplete) & told, kind > 1 - recipe.incomplete
+        empty = self.empty["composed"].to(device)
+        batch["words"][words_only] = caption[words_only]
+        batch["composed"][words_only] = caption[words_only]
+        batch["picture"][words_only] = empty
+        batch["composed"][picture_only] = batch["picture"][picture_only]
+        batch["words"][picture_only] = empty
+        wanted[picture_only] = anchor[picture_only]
+        return batch, wanted
+
+
+@torch.no_grad()
+def _encode(
+    student: Student, teacher: Teacher, file: Path, reader: Reader, where: Accelerator, progress: Progress,
+    workers: int, *, states: bool,
+) -> tuple[dict[str, Tensor], list[tuple[str, str]]]:  # fmt: skip
+    listed = read_triplets(file)
+    names = list(dict.fromkeys(name for one in listed for name in (one.reference, *one.targets)))
+    source, spec = Files(file.parent, names), student_picture(student, teacher)
+    bar = progress.add_task("triplets", total=len(names), note="")
+    raw: dict[str, Tensor] = {}
+    sentences: dict[str, Tensor] = {}
+    references = {one.reference for one in listed}
+    bad: list[tuple[str, str]] = []
+    student.to(where.device).eval()
+    for looked in look(source, teacher.picture, workers=workers):
+        good = [one for one in looked if one.pixels is not None]
+        bad += [(names[one.number], str(one.problem)) for one in looked if one.pixels is None]
+        if good:
+            vectors = teacher.image(pixels_of(good).to(where.device))[0].float().cpu()
+            raw |= {names[one.number]: vector for one, vector in zip(good, vectors, strict=True)}
+        seen = [names[one.number] for one in good if names[one.number] in references]
+        if seen:
+            made = (
+                [square(source.read(names.index(name)), spec) for name in seen]
+                if spec != teacher.picture
+                else [one.pixels for one in good if names[one.number] in references]
+            )
+            tokens = student(torch.from_numpy(np.stack(made)).to(where.device)).float().cpu()
+            sentences |= dict(zip(seen, tokens, strict=True))
+        progress.advance(bar, len(looked))
+    rows = [(one, target) for one in listed for target in one.targets if one.reference in sentences and target in raw]
+    if len(rows) < FEWEST:
+        raise BadLines(f"{file}: {len(rows)} triplets whose pictures can be read; at least {FEWEST} are needed")
+    parts = [
+        _features_of(rows[i : i + CHUNK], sentences, reader, where, states=states) for i in range(0, len(rows), CHUNK)
+    ]
+    tensors = {key: _joined([part[key] for part in parts]) for key in parts[0]}
+    tensors["anchor_raw"] = torch.stack([raw[one.reference] for one, _ in rows])
+    tensors["target_raw"] = torch.stack([raw[target] for _, target in rows])
+    tensors["empty_raw"] = reader.raw([""])[0].cpu()
+    return tensors, bad
+
+
+def _features_of(
+    rows: list[tuple[Triplet, str]], sentences: dict[str, Tensor], reader: Reader, where: Accelerator, *, states: bool
+) -> dict[str, Tensor]:
+    sentence = torch.stack([sentences[one.reference] for one, _ in rows]).to(where.device)
+    found = query_features(reader, sentence, [one.text for one, _ in rows], states=states)
+    told = [one.caption for one, _ in rows]
+    caption = reader.unit([each or "" for each in told])
+    caption[torch.tensor([each is None for each in told], device=caption.device)] = 0
+    found["caption"] = caption
+    return {key: value.half().cpu() if key.endswith("states") else value.cpu() for key, value in found.items()}
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """One tensor of parts whose second axis may differ in length: states and masks are padded."""
+    if parts[0].ndim < 2 or len({part.shape[1] for part in parts}) == 1:
+        return torch.cat(parts)
+    longest = max(part.shape[1] for part in parts)
+    padded = [F.pad(part, (*[0, 0] * (part.ndim - 2), 0, longest - part.shape[1])) for part in parts]
+    return torch.cat(padded)
