@@ -3,34 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
-if TYPE_CHECKING:
-    from pocketlens_training.school import School
-
 
 @pytest.fixture(scope="session")
-def tiny_school(tmp_path_factory: pytest.TempPathFactory) -> School:
-    """A school that has learned all lessons of the TINY recipe."""
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that has learned all lessons of the TINY recipe: set, teacher, student, heads, baseline."""
     # Imported here: the tests of the light rooms must not load torch.
     import torch
-    from pocketlens_training.loop import progress_bar
-    from pocketlens_training.recipe import TINY
-    from pocketlens_training.sample import learn
-    from pocketlens_training.school import School
+    from pocketlens_training.loop import machine, progress_bar
+    from pocketlens_training.sample import TINY, learn_sample
 
     torch.set_num_threads(2)
-    school = School(TINY, tmp_path_factory.mktemp("run"), torch.device("cpu"), progress_bar())
-    learn(school)
-    return school
-
-
-@pytest.fixture(scope="session")
-def tiny_run(tiny_school: School) -> Path:
-    """Its run folder."""
-    return tiny_school.folder
+    folder = tmp_path_factory.mktemp("run")
+    learn_sample(folder, TINY, where=machine("cpu"), progress=progress_bar())
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 
+PUBLISHED = re.compile(r"(open_clip:[\w.-]+|hf:[\w.-]+)/[\w.-]+")
 _typed: ContextVar[tuple[str, ...] | None] = ContextVar("typed", default=None)
 
 
@@ -30,5 +31,7 @@ def typed_command() -> tuple[str, ...] | None:
 def _last_name(value: str) -> str:
     if not re.search(r"[/\\~]", value):
         return value
+    if (teacher := PUBLISHED.fullmatch(value)) is not None:
+        return teacher[0]  # a name of the world's, no place of this machine
     name = re.split(r"[/\\]", value.rstrip("/\\"))[-1]
     return "DIR" if name in {"", "~", ".", "..", Path.home().name} else name

@@ -3,7 +3,7 @@
 For tables with dozens of rows: searching is a plain matrix product over the whole gallery in float32, which `accuracy`
 shows to agree with the gallery on disk. Called by token_table.py and robustness.py."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -61,7 +61,14 @@ class Questions:
     def judged(self, vectors: Vectors, against: str = "original") -> Judged:
         """Each query's percent under each of METRICS, for query vectors (queries, dim) searched in `against`."""
         gallery = self.gallery[against].T
-        blocks = ranked(self.task, lambda part: vectors[part] @ gallery, depth=DEEP, ties=Ties.PESSIMISTIC)
+        return self._judged(lambda part: vectors[part] @ gallery)
+
+    def judged_scores(self, scores: Vectors) -> Judged:
+        """The same for scores (queries, gallery) that come from elsewhere."""
+        return self._judged(lambda part: scores[part])
+
+    def _judged(self, scores_of: Callable[[slice], Vectors]) -> Judged:
+        blocks = ranked(self.task, scores_of, depth=DEEP, ties=Ties.PESSIMISTIC)
         parts = [_percent(block) for block in blocks]
         return {name: np.concatenate([part[name] for part in parts]) for name in METRICS}
 

@@ -87,7 +87,7 @@ class Composer:
         return ["zero-shot", "tuned"] if self._query_head else ["zero-shot"]
 
     def vector_of(self, mode: Mode) -> str:
-        """The gallery vector that `mode` searches: a query head may have been trained against the pictures as they are."""
+        """The gallery vector that `mode` searches: a query head may have been trained against pictures as they are."""
         return VECTOR_OF[mode] if VECTOR_OF[mode] in self.manifest.targets else VECTOR_OF["zero-shot"]
 
     @property
@@ -194,7 +194,7 @@ class _Layout:
 
     def plain(self, text: str) -> Row:
         """The text between `begin` and `end`."""
-        return Row([*self._text.begin, *self._tokenizer.ids(text), *self._text.end])
+        return Row([*self._text.begin, *self._ids(text), *self._text.end])
 
     def words(self, words: str) -> Row:
         return self.plain(_fill(self._prompts.words, words))
@@ -224,15 +224,20 @@ class _Layout:
     def _overflow(self, words: str, k: int) -> int:
         """Tokens by which the longest row holding `words` exceeds the context."""
         around = len(self._text.begin) + len(self._text.end)
-        longest = len(self._tokenizer.ids(_fill(self._prompts.words, words))) + around
+        longest = len(self._ids(_fill(self._prompts.words, words))) + around
         if k:
             before, after = self._prompts.composed.split("{sentence}")
-            ids = len(self._tokenizer.ids(_fill(before, words))) + len(self._tokenizer.ids(_fill(after, words)))
+            ids = len(self._ids(_fill(before, words))) + len(self._ids(_fill(after, words)))
             longest = max(longest, ids + k + around)
         return longest - self._context
 
+    def _ids(self, text: str) -> list[int]:
+        """Cleaned with the prompt around the words, as the tower's own library and training do: a tower that never saw
+        punctuation must not see the prompt's."""
+        return self._tokenizer.ids(cleaned(text, self._text.clean))
+
     def _around(self, prompt: str, sentence: Sentence, words: str) -> Row:
-        before, after = (self._tokenizer.ids(_fill(part, words)) for part in prompt.split("{sentence}"))
+        before, after = (self._ids(_fill(part, words)) for part in prompt.split("{sentence}"))
         slots = [self._text.slot] * len(sentence)
         head = [*self._text.begin, *before]
         return Row([*head, *slots, *after, *self._text.end], sentence, start=len(head))

@@ -94,8 +94,8 @@ def _refuse_what_cannot_be_served(trained: Trained) -> None:
     """Raises ValueError, saying what can be."""
     if trained.head_recipe and needs_states(trained.head_recipe.composition):
         raise ValueError(
-            f"{trained.folder}: the service does not compose by {trained.head_recipe.composition}, which reads states of "
-            "every token; it is for comparison. Train heads with --composition gated, or another"
+            f"{trained.folder}: the service does not compose by {trained.head_recipe.composition}, which reads states "
+            "of every token; it is for comparison. Train heads with --composition gated, or another"
         )
     for what, module in (("image tower", trained.teacher.image), ("text tower", trained.teacher.text)):
         size = 4 * parameters(module)

@@ -67,7 +67,8 @@ class Check:
 @dataclass(frozen=True)
 class Material:
     """What the checks run on: drawn photos and sketches as the device sees them (`pixels`) and as the large tower does
-    (`large`), uint8 (n, side, side, 3) each, and modifier texts (n). Any model takes them, whatever it was taught on."""
+    (`large`), uint8 (n, side, side, 3) each, and modifier texts (n). Any model takes them, whatever it was taught
+    on."""
 
     pixels: NDArray[np.uint8]
     large: NDArray[np.uint8]
@@ -109,7 +110,7 @@ CHUNK = 16  # rows through a torch tower at once: large ones must fit into memor
 def originals(trained: Trained, given: Material) -> Originals:
     """The torch side, in float32 and without autocast."""
     teacher = trained.teacher
-    reader = reader_of(teacher, machine("cpu", "fp32"))
+    reader = reader_of(teacher, machine("cpu", "fp32"), exact=True)
     for module in (teacher.image, teacher.text, trained.student):
         module.cpu()
 

@@ -167,7 +167,8 @@ def _claim(description: Path, sizes: Sizes) -> None:
         raise ValueError(
             f"{description.parent} holds a set of other sizes or seed ({DESCRIPTION} says which); name another folder"
         )
-    description.write_text(wanted)
+    if not description.exists():
+        _write_text(description, wanted)
 
 
 def _draw(

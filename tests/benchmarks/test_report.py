@@ -167,7 +167,37 @@ def tokens() -> dict:
     )  # fmt: skip
 
 
-EVERY = {make.__name__: make for make in (accuracy, score, latency, load, network, scale, tradeoff, robustness, tokens)}
+def ablation() -> dict:
+    def row(group, name, value, over=None, **more):
+        there = {"seeds": 3, "composed R@10": figure(value), "composed mAP@10": figure(value - 20)}
+        differences = {} if over is None else {"over_base": {"seeds": 3, "composed R@10": figure(over)}}
+        return {"group": group, "name": name, "says": "", **there, **differences, **more}
+
+    rows = [
+        row("base", "base", 90), row("tokens", "k 1", 80, 0.5), row("free", "pdv", 40, 1, numbers=[0.9, 0.9, 1.1]),
+        row("targets", "plain to union", 91, 1, control="base", over_control={"seeds": 3, "composed R@10": figure(1)}),
+    ]  # fmt: skip
+    return result("ablation", tables=[{"key": "ablation", "title": "Ablation", "rows": rows}], left_out=[])
+
+
+def distil() -> dict:
+    rows = [
+        {"name": name, "seconds_per_step": 1 / of, "pictures_per_second": 100 * of, "of_bare": of}
+        for name, of in (("bare", 1.0), ("whole", 0.7))
+    ]
+    needs = {"gflops_per_picture": 0.6, "remembered_mb_per_picture": 12, "frozen_mb": 600, "trained_mb": 80}
+    made = result(
+        "distil", tables=[{"key": "distil", "title": "tiny from sample", "rows": rows}], needs=needs,
+        student={"parameters": 350_089, "multiply_adds": 10_061_824},
+    )  # fmt: skip
+    made["conditions"] |= {"device": "cpu", "precision": "no", "sizes": {"batch": 256}}
+    return made
+
+
+EVERY = {
+    make.__name__: make
+    for make in (accuracy, score, ablation, distil, latency, load, network, scale, tradeoff, robustness, tokens)
+}
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from pocketlens_export import parity
 from pocketlens_export.bundle import export_bundle
 from pocketlens_export.cli import app
 from pocketlens_training.checkpoint import load_run
-from pocketlens_training.text import load_tokenizer
+from pocketlens_training.teachers.tokenizing import read_tokenizer
 from pocketlens_wire.manifest import describe_file, read_cloud, read_edge, write
 from typer.testing import CliRunner
 
@@ -27,7 +27,7 @@ def test_both_halves_read_and_agree(tiny_bundle: Path) -> None:
     assert edge.token_space == cloud.token_space
     assert edge.encoder in cloud.encoders
     assert edge.token_width == cloud.token_width
-    assert load_tokenizer(tiny_bundle / "cloud" / "tokenizer.json").token_to_id("<pad>") == 0
+    assert read_tokenizer(tiny_bundle / "cloud" / "tokenizer.json").token_to_id("<pad>") == 0
 
 
 def test_report_holds_every_graph_with_teeth(tiny_bundle: Path) -> None:
@@ -53,7 +53,7 @@ def test_ids_follow_the_weights(tiny_bundle: Path, tiny_run: Path, tmp_path: Pat
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(other / "student.safetensors")
-    tensors["learner.gain"] = tensors["learner.gain"] * 1.01
+    tensors["student.learner.gain"] = tensors["student.learner.gain"] * 1.01
     save_file(tensors, other / "student.safetensors")
     changed = export_bundle(other, tmp_path / "changed", name="tiny")
     assert changed["encoder"] != first["encoder"]
@@ -90,9 +90,10 @@ def test_a_graph_slightly_off_is_refused(
     manifest = read_edge(tiny_bundle) if half == "edge" else read_cloud(tiny_bundle)
     value = {"fp32": describe_file(path)} if field == "graphs" else describe_file(path)
     write(replace(manifest, **{field: value}), folder / half)  # its hashes are right; only its numbers are not
-    given = parity.material(16, 1)
+    trained = load_run(tiny_run)
+    given = parity.material(16, 1, trained.picture, trained.teacher.picture)
     with pytest.raises(parity.NotEqual, match=graph):
-        parity.check_bundle(folder, given, parity.originals(load_run(tiny_run), given))
+        parity.check_bundle(folder, given, parity.originals(trained, given))
 
 
 def test_a_check_without_teeth_is_refused() -> None:
@@ -137,6 +138,6 @@ def test_cli_refuses_in_one_line(tiny_run: Path, tiny_bundle: Path, tmp_path: Pa
     assert len(taken.stderr.splitlines()) == 1
     unfinished = runner.invoke(app, ["bundle", str(tmp_path), "-o", str(tmp_path / "out")])
     assert unfinished.exit_code == 1
-    assert "is not trained yet" in unfinished.stderr
+    assert "begin one with `pocketlens-train distil` or `pocketlens-train sample`" in unfinished.stderr
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob(".out*"))

@@ -15,6 +15,7 @@ from pocketlens_export import parity
 from pocketlens_export.bundle import export_bundle
 from pocketlens_export.cli import app
 from pocketlens_training.checkpoint import load_run, load_sibling
+from pocketlens_training.loop import machine, progress_bar
 from pocketlens_training.sample import learn_siblings
 from pocketlens_wire.manifest import read_cloud, read_edge
 from typer.testing import CliRunner
@@ -23,13 +24,11 @@ TOKENS = 2
 
 
 @pytest.fixture(scope="module")
-def exported(tiny_school, tmp_path_factory) -> tuple[Path, dict]:
+def exported(tiny_run: Path, tmp_path_factory) -> tuple[Path, dict]:
     """The half, and what the command printed."""
-    learn_siblings(tiny_school, [TOKENS])
+    learn_siblings(tiny_run, [TOKENS], where=machine("cpu"), progress=progress_bar())
     out = tmp_path_factory.mktemp("siblings") / "k2"
-    ran = CliRunner().invoke(
-        app, ["sibling", str(tiny_school.folder), "--tokens", str(TOKENS), "-o", str(out), "--json"]
-    )
+    ran = CliRunner().invoke(app, ["sibling", str(tiny_run), "--tokens", str(TOKENS), "-o", str(out), "--json"])
     assert ran.exit_code == 0, ran.stderr
     return out, json.loads(ran.stdout)
 
@@ -56,8 +55,9 @@ def test_the_golden_vectors_are_torchs_and_its_tokens_can_be_composed(exported, 
 
 def test_a_half_whose_numbers_are_another_students_is_refused(exported, tiny_run) -> None:
     out, _ = exported
-    given = parity.material(16, 1)
-    sentence = load_sibling(load_run(tiny_run), TOKENS)(torch.from_numpy(given.pixels)).numpy()
+    trained = load_run(tiny_run)
+    given = parity.material(16, 1, trained.picture, trained.teacher.picture)
+    sentence = load_sibling(trained, TOKENS)(torch.from_numpy(given.pixels)).numpy()
     assert parity.check_encoder(out, given.pixels, sentence).verdict() is None
     with pytest.raises(parity.NotEqual, match="differs from torch"):
         parity.passed([parity.check_encoder(out, given.pixels, 1.001 * sentence)])

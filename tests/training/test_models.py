@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from pocketlens_samples.language import vocabulary
+from pocketlens_training.compositions import Gated
 from pocketlens_training.cost import multiply_adds, parameters
-from pocketlens_training.heads import QueryHead, TargetHead
-from pocketlens_training.losses import contrast, without
-from pocketlens_training.recipe import TINY, Recipe
-from pocketlens_training.student import Student, TokenLearner
-from pocketlens_training.text import EOS, SLOT, UNK, build_tokenizer, composed_prompt, rows
-from pocketlens_training.towers import ImageTower, TextTower
+from pocketlens_training.sample import TINY, SampleRecipe
+from pocketlens_training.students.backbones import make_backbone
+from pocketlens_training.students.student import Student
+from pocketlens_training.students.token_learner import TokenLearner
+from pocketlens_training.targets import GatedUnion
+from pocketlens_training.teachers.own import TeacherRecipe, build_towers
+from pocketlens_training.teachers.towers import ImageTower, TextTower
+from pocketlens_training.teachers.vocabulary import SLOT
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +25,6 @@ def tower() -> TextTower:
 @torch.no_grad()
 def test_a_sentence_of_word_embeddings_equals_the_words(tower: TextTower) -> None:
     plain = torch.tensor([[1, 9, 10, 11, 12, 2]])
-    none = torch.zeros(1)
     zero, end = torch.zeros(1, dtype=torch.int64), torch.tensor([5])
     as_words = tower(plain, torch.zeros(1, 1, 64), zero, zero, end)
     slotted = torch.tensor([[1, 9, SLOT, SLOT, 12, 2]])
@@ -32,7 +33,6 @@ def test_a_sentence_of_word_embeddings_equals_the_words(tower: TextTower) -> Non
     assert torch.allclose(as_words, as_sentence, atol=1e-6)
     shifted = tower(slotted, sentence, torch.tensor([1]), torch.tensor([2]), end)
     assert (as_words - shifted).abs().max() > 1e-3
-    assert none.sum() == 0
 
 
 @torch.no_grad()
@@ -43,28 +43,22 @@ def test_nothing_after_the_end_is_seen(tower: TextTower) -> None:
     assert torch.allclose(short, padded, atol=1e-6)
 
 
-def test_typed_placeholders_stay_words() -> None:
-    tokenizer = build_tokenizer(vocabulary())
-    built = rows(tokenizer, [composed_prompt("{sentence} <slot> $20", picture=True)], context=64, tokens=4)
-    ids = built.token_ids[0].tolist()
-    start = int(built.sentence_start[0])
-    assert ids[start : start + 4] == [SLOT] * 4
-    assert ids.count(SLOT) == 4
-    assert ids.count(EOS) == 1
-    assert UNK in ids
-
-
-def test_too_long_a_text_is_refused() -> None:
-    with pytest.raises(ValueError, match="the tower takes 8"):
-        rows(build_tokenizer(vocabulary()), ["a " * 20], context=8)
+@torch.no_grad()
+def test_the_state_that_is_pooled_is_the_feature(tower: TextTower) -> None:
+    ids, zero = torch.tensor([[1, 9, 10, 2]]), torch.zeros(1, dtype=torch.int64)
+    end = torch.tensor([3])
+    states = tower.projected(ids, torch.zeros(1, 1, 64), zero, zero, end)
+    pooled = tower(ids, torch.zeros(1, 1, 64), zero, zero, end)[0]
+    assert torch.allclose(states[0, int(tower.pooled_at(end))], pooled, atol=1e-6)
 
 
 def test_fresh_tokens_have_the_length_of_words() -> None:
     torch.manual_seed(0)
-    learner = TokenLearner(32, 4, 64)
-    learner.match_norm(0.7)
-    norms = learner(torch.randn(16, 36, 32)).detach().norm(dim=2)
-    assert 0.5 < float(norms.mean()) < 0.9
+    for length in (0.7, 5.0):
+        learner = TokenLearner(32, 4, 64)
+        learner.match_norm(length)
+        norms = learner(torch.randn(16, 36, 32)).detach().norm(dim=2)
+        assert 0.7 * length < float(norms.mean()) < 1.3 * length
 
 
 @torch.no_grad()
@@ -75,30 +69,69 @@ def test_attention_is_a_convex_combination_and_competes() -> None:
     weights = learner.attention(x)
     assert torch.allclose(weights.sum(2), torch.ones(2, 4), atol=1e-5)
     assert (weights >= 0).all()
+    learner.queries[1] = 10 * x[0, 7]  # a token that wants one place takes it from the others
+    greedy = learner.attention(x)[0]
+    assert greedy[1, 7] >= greedy[1].max() - 1e-6
+    assert (greedy[[0, 2, 3], 7] < 1e-3).all()
+
+
+@torch.no_grad()
+def test_a_token_is_read_where_it_looks() -> None:
+    torch.manual_seed(0)
+    learner = TokenLearner(8, 3, 16)
+    features = torch.randn(2, 9, 8)
+    reading = learner.read(features)
+    pooled = reading.attention @ learner.norm(learner.project(features))
+    assert torch.allclose(reading.first, learner.start(pooled) + learner.queries, atol=1e-6)
+    assert torch.equal(reading.sentence, learner(features))
+
+
+@torch.no_grad()
+def test_anchored_tokens_are_mixtures_of_the_anchors() -> None:
+    torch.manual_seed(0)
+    anchors = torch.randn(5, 16)  # independent, so a mixture has one solution
+    learner = TokenLearner(8, 3, 16, anchors=anchors)
+    before = {name: value.clone() for name, value in learner.state_dict().items()}
+    learner.match_norm(9.0)
+    assert all(torch.equal(value, before[name]) for name, value in learner.state_dict().items())  # already words
+    learner.gain.fill_(1.7)
+    tokens = learner(5 * torch.randn(4, 9, 8)).flatten(0, 1)
+    weights = torch.linalg.lstsq(anchors.T, tokens.T / 1.7).solution.T
+    assert torch.allclose(weights @ anchors, tokens / 1.7, atol=1e-4)
+    assert (weights > -1e-4).all()
+    assert torch.allclose(weights.sum(1), torch.ones(len(weights)), atol=1e-4)
+    assert "anchors" in learner.state_dict()
+    assert not any(parameter is learner.anchors for parameter in learner.parameters())
 
 
 @torch.no_grad()
 def test_heads_begin_as_the_untuned_mode() -> None:
     torch.manual_seed(0)
     unit = torch.nn.functional.normalize(torch.randn(3, 5, 16), dim=2)
-    assert torch.allclose(QueryHead(16).eval()(*unit), unit[0], atol=1e-6)
-    assert torch.allclose(TargetHead(torch.randn(16)).eval()(3 * unit[0]), unit[0], atol=1e-6)
+    assert torch.allclose(Gated(16).eval()(*unit), unit[0], atol=1e-6)
+    assert torch.allclose(GatedUnion(torch.randn(16)).eval()(3 * unit[0]), unit[0], atol=1e-6)
 
 
-def test_contrast_prefers_pairs_and_feels_the_bank() -> None:
-    unit = torch.eye(4)
-    scale = torch.tensor(10.0)
-    right, wrong = contrast(unit, unit, scale), contrast(unit, unit.roll(1, 0), scale)
-    assert right < 0.01 < 5 < wrong
-    assert contrast(unit, unit, scale, bank=unit[:1]) > right + 0.05
-    assert len(without(torch.eye(4), torch.eye(4)[:1])) == 3
+def student_of(recipe: SampleRecipe) -> Student:
+    encoder = make_backbone(recipe.student.student)
+    return Student(encoder, TokenLearner(encoder.channels, recipe.student.tokens, recipe.teacher.word_width))
 
 
 def test_the_recipe_is_asymmetric_enough() -> None:
-    recipe = Recipe()
-    pixels = torch.zeros(1, recipe.side, recipe.side, 3, dtype=torch.uint8)
-    teacher = multiply_adds(ImageTower(recipe.teacher_widths, recipe.dim), pixels)
-    student = Student(recipe.student_widths, recipe.tokens, recipe.word_width)
+    recipe = SampleRecipe()
+    side = recipe.teacher.side
+    pixels = torch.zeros(1, side, side, 3, dtype=torch.uint8)
+    teacher = multiply_adds(ImageTower(recipe.teacher.widths, recipe.teacher.dim), pixels)
+    student = student_of(recipe)
+    assert student.encoder.side == side
     assert teacher >= 8 * multiply_adds(student, pixels)
     assert 4 * parameters(student) < 3_000_000  # bytes of the edge half
-    assert parameters(Student(TINY.student_widths, 4, 64)) < parameters(student)
+    assert parameters(student_of(TINY)) < parameters(student)
+
+
+def test_the_scale_of_a_teacher_stays_within_clips_bounds() -> None:
+    towers = build_towers(TeacherRecipe(widths=(4, 4, 8, 8), dim=8, word_width=32, text_layers=1), 20)
+    assert float(towers.scale().detach()) == pytest.approx(15.0)
+    with torch.no_grad():
+        towers.log_scale.fill_(50.0)
+    assert float(towers.scale().detach()) == 100.0

@@ -1,9 +1,9 @@
 """Methods to compare with, on equal terms: the same teacher, pictures, steps, batch and prompt.
 
-All of them need the *large* image tower for the query, so none runs on a device: that is what asymmetry is compared with.
-symmetric: our token learner upon the large tower's map. The three others turn its one raw feature into one word:
-Pic2Word (Saito et al. 2023), SEARLE's phi (Baldrati et al. 2023), LinCIR (Gu et al. 2024). What differs from the authors'
-code is said at each."""
+All of them need the *large* image tower for the query, so none runs on a device: that is what asymmetry is compared
+with. symmetric: our token learner upon the large tower's map. The three others turn its one raw feature into one word:
+Pic2Word (Saito et al. 2023), SEARLE's phi (Baldrati et al. 2023), LinCIR (Gu et al. 2024). What differs from the
+authors' code is said at each."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ INVERSION_STEPS = 150  # of its 350; the cosine has flattened by then here
 INVERSION_RATE = 2e-2
 SEARLE_TEMPERATURE = 0.25
 # Words that LinCIR keeps: it replaces nouns, adjectives and determiners, which a tagger finds; ours are all others.
-KEPT_WORDS = frozenset("of with without in on and at against by to them just is are it its".split())
+KEPT_WORDS = frozenset(
+    ("of", "with", "without", "in", "on", "and", "at", "against", "by", "to", "them", "just", "is", "are", "it", "its")
+)
 
 
 class Symmetric(nn.Module):
@@ -76,8 +78,8 @@ def make_phi(name: str, dim: int, word_width: int) -> Phi:
         ]  # fmt: skip
     else:
         layers = [
-            nn.Linear(dim, 4 * dim), nn.GELU(), nn.Dropout(0.5), nn.Linear(4 * dim, 4 * dim), nn.GELU(), nn.Dropout(0.5),
-            nn.Linear(4 * dim, word_width),
+            nn.Linear(dim, 4 * dim), nn.GELU(), nn.Dropout(0.5),
+            nn.Linear(4 * dim, 4 * dim), nn.GELU(), nn.Dropout(0.5), nn.Linear(4 * dim, word_width),
         ]  # fmt: skip
     return Phi(nn.Sequential(*layers))
 
@@ -85,7 +87,8 @@ def make_phi(name: str, dim: int, word_width: int) -> Phi:
 def learn_symmetric(
     material: Material, recipe: DistilRecipe, folder: Path, *, where: Accelerator, progress: Progress
 ) -> Symmetric:
-    """Same token learner, k, losses and batch as the student; photos without variation, no sketches: its maps are kept."""
+    """Same token learner, k, losses and batch as the student; photos without variation, no sketches: its maps are
+    kept."""
     places = teacher_places(
         material.teacher, material.photos, material.numbers, material.cache, device=where.device, progress=progress
     )
@@ -141,8 +144,8 @@ def _learn_searle(
     phi: Phi, material: Material, recipe: DistilRecipe, folder: Path, where: Accelerator, progress: Progress
 ) -> None:
     """First a token for each of INVERTED pictures by optimisation (OTI), then phi by contrast with those tokens, both
-    sides' other tokens as negatives. Its regularisation by GPT's phrases, of which we have none, is by the picture's vector
-    instead: 0.75 (1 - cos(text(a photo of phi), v)); that also gives phi's words a length."""
+    sides' other tokens as negatives. Its regularisation by GPT's phrases, of which we have none, is by the picture's
+    vector instead: 0.75 (1 - cos(text(a photo of phi), v)); that also gives phi's words a length."""
     rows = material.kept[:INVERTED]
     tokens = _inverted(material, rows, folder, where, progress)
     raw = material.raw[torch.from_numpy(rows)]

@@ -50,8 +50,8 @@ def load_run(folder: Path) -> Trained:
     teacher = teacher_of(folder)
     if teacher.id != run["teacher_id"]:
         raise ValueError(
-            f"{folder}: was distilled from teacher {run['teacher_id']}, but {run['teacher']} is {teacher.id} now; put the "
-            "right teacher back, or distil again"
+            f"{folder}: was distilled from teacher {run['teacher_id']}, but {run['teacher']} is {teacher.id} now; put "
+            "the right teacher back, or distil again"
         )
     recipe = DistilRecipe.of_json(run["recipe"], str(folder / RUN))
     student = load_student(folder, recipe, teacher)
@@ -64,8 +64,9 @@ def load_run(folder: Path) -> Trained:
 
 def load_student(folder: Path, recipe: DistilRecipe, teacher: Teacher) -> Student:
     """The student whose weights lie in `folder`, frozen."""
+    backbone = recipe.student.partition("@")[0]  # the file it began with is not needed any more
     student = make_student(
-        recipe.student, teacher, tokens=recipe.tokens, side=recipe.side, pretrained=False, anchors=recipe.anchors
+        backbone, teacher, tokens=recipe.tokens, side=recipe.side, pretrained=False, anchors=recipe.anchors
     )
     student.load_state_dict(under("student.", load_file(folder / f"{LESSON}.safetensors")))
     return _still(student)

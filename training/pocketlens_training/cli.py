@@ -85,8 +85,8 @@ def teacher(
 
     For icons, parts, scans: where no pretrained model fits or may be used. A line of PAIRS is {"image", "captions":
     [...]}; optionally "group": pictures of one group come into one batch, so that their differences are learned. Lines
-    {"image", "caption", "edit"} teach that a later phrase overrides an earlier one: a caption of another picture and the
-    words that lead from it to this one. Paths are relative to PAIRS and may lead into a shard: shard.tar/17.png.
+    {"image", "caption", "edit"} teach that a later phrase overrides an earlier one: a caption of another picture and
+    the words that lead from it to this one. Paths are relative to PAIRS and may lead into a shard: shard.tar/17.png.
 
     The vocabulary is built from the texts; recall on held-out pictures is measured and kept in OUT/teacher.json.
 
@@ -175,7 +175,9 @@ def distil(
 @app.command()
 def heads(
     run: Annotated[Path, typer.Argument(help="Run folder with a student.")],
-    triplets: Annotated[Path, typer.Option(help='{"reference", "text", "target"} lines; "caption" is optional.')],
+    triplets: Annotated[
+        Path | None, typer.Option(help='{"reference", "text", "target"} lines; "caption" of the target is optional.')
+    ] = None,
     target: Annotated[
         str, typer.Option(help="What a gallery picture becomes: original, sum, union, union-light, union-gated.")
     ] = "union-gated",
@@ -193,7 +195,8 @@ def heads(
     """Train the heads of the tuned mode on triplets, and their control.
 
     The control has the same query head, triplets and steps, and leaves the gallery as it is: the difference is the
-    target's. A few thousand triplets suffice; encoders stay frozen.
+    target's. A few thousand triplets suffice; encoders stay frozen. What needs no training (plain, pdv, slerp, sum to
+    original or sum) needs no triplets.
 
     Example: pocketlens-train heads runs/mine --triplets triplets.jsonl
     """
@@ -248,6 +251,57 @@ def sibling(
 
 
 @app.command()
+def inspect(
+    run: Annotated[Path, typer.Argument(help="Run folder with a student.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where the page goes; default RUN/inspect.")] = None,
+    pictures: Annotated[
+        int | None, typer.Option(min=1, max=50, help="Held-out pictures to show; default 8.", show_default=False)
+    ] = None,
+    picture: Annotated[list[Path] | None, typer.Option(help="A picture of yours instead; repeatable.")] = None,
+    words: Annotated[
+        str | None, typer.Option(help='What shall change: "in red". Default: the run\'s questions.')
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all numbers as one JSON object.")] = False,
+    device: Device = "auto",
+    threads: Threads = 0,
+) -> None:
+    """Show a finished student: where each token looks, its nearest words, what its sentences find, how it learned.
+
+    Leaves OUT/index.html, a page that opens anywhere, and beside it attention.png, found.png and, with all numbers,
+    inspect.json. Pictures are searched by sentence and words alone, without heads.
+
+    Example: pocketlens-train inspect runs/mine --words "in red"
+    """
+    _need_torch()
+    import torch
+    from pocketlens_wire.errors import BadPicture
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from pocketlens_training.inspection import inspect_run
+    from pocketlens_training.inspection_page import write_inspection
+    from pocketlens_training.loop import machine, progress_bar
+
+    if picture and pictures is not None:
+        _refuse("--pictures counts held-out ones, --picture names your own: give one of them")
+    if threads:
+        torch.set_num_threads(threads)
+    try:
+        where = machine(device, "fp32")
+        console = Console(stderr=True)  # what is printed shall be the answer alone
+        with Progress(*progress_bar().columns, console=console, disable=not console.is_terminal) as progress:
+            found = inspect_run(
+                run, count=pictures or 8, files=picture or (), words=words, where=where, progress=progress
+            )
+        made = write_inspection(found, out or run / "inspect")
+    except (ValueError, OSError, ArithmeticError, BadPicture) as wrong:
+        _refuse(" ".join(str(wrong).split()), because=wrong)
+    for note in () if as_json else found.notes:
+        typer.echo(note, err=True)
+    typer.echo(json.dumps(found.as_json()) if as_json else made[0])
+
+
+@app.command()
 def teachers(
     name: Annotated[
         str | None, typer.Argument(help="One of them: load it, and say what it is. It may be fetched from its hub.")
@@ -289,6 +343,7 @@ def _school(folder: Path, device: str, precision: str, threads: int) -> Iterator
     """A machine and a progress bar; a summary at the end; what is wrong with the request as one line."""
     _need_torch()
     import torch
+    from pocketlens_wire.errors import PocketlensError
 
     from pocketlens_training.loop import machine, progress_bar
 
@@ -300,7 +355,7 @@ def _school(folder: Path, device: str, precision: str, threads: int) -> Iterator
         with progress_bar() as progress:
             progress.disable = not where.is_main_process
             yield where, progress
-    except (ValueError, OSError, ArithmeticError) as wrong:
+    except (ValueError, OSError, ArithmeticError, PocketlensError) as wrong:
         _refuse(str(wrong), because=wrong)
     if where.is_main_process:
         minutes = round((time.monotonic() - started) / 60, 1)

@@ -1,9 +1,10 @@
 """The distillation: unlabelled pictures, a frozen teacher, and its frozen text tower in the loop.
 
-What the text tower reads in the student's sentence is pulled to the image tower's vector of the same picture (GCD); with
-captions at hand, also to what it reads in the nearest caption under the same change of words (composition distillation);
-optionally the places a token looks at are compared (LAR). Sketches are pulled to the vector of their photo, because a
-teacher need never have seen a sketch. No triplet is seen. The symmetric baselines are taught by the very same code."""
+What the text tower reads in the student's sentence is pulled to the image tower's vector of the same picture (GCD);
+with captions at hand, also to what it reads in the nearest caption under the same change of words (composition
+distillation); optionally the places a token looks at are compared (LAR). Sketches are pulled to the vector of their
+photo, because a teacher need never have seen a sketch. No triplet is seen. The symmetric baselines are taught by the
+very same code."""
 
 from __future__ import annotations
 
@@ -21,11 +22,11 @@ from torch import Tensor, nn
 
 from pocketlens_training import losses
 from pocketlens_training.features import list_unreadable
-from pocketlens_training.loop import Schedule, train
+from pocketlens_training.loop import Schedule, train, write_json
 from pocketlens_training.material import UNREADABLE, Material, Sources, gather
 from pocketlens_training.places import grid_of, teacher_places
 from pocketlens_training.recipe import DistilRecipe
-from pocketlens_training.run import claim
+from pocketlens_training.run import RUN, account, refuse_another
 from pocketlens_training.sets.feed import Feed
 from pocketlens_training.sets.pixels import Ask, VariedPictures
 from pocketlens_training.students.backbones import TINY
@@ -68,14 +69,20 @@ def distil(
     cache: folder of teacher vectors that runs may share; by default within `folder`. Raises CannotTeach, CannotStudy,
     NoPictures, BadLines, NotFinite, CannotSave, ValueError for a folder begun otherwise."""
     teacher = load_teacher(teacher_name)
-    claim(folder, teacher_name, teacher, sources, recipe)
-    material = gather(teacher, sources, recipe, where=where, progress=progress, workers=workers, cache=cache or folder)
-    list_unreadable(folder / UNREADABLE, material.unreadable)
+    cache = cache or folder
+    asked = account(folder, teacher_name, teacher, sources, recipe, cache)
+    refuse_another(folder, asked)
     torch.manual_seed(recipe.seed)
     student = make_student(
         recipe.student, teacher, tokens=recipe.tokens, side=recipe.side, pretrained=recipe.pretrained,
         anchors=recipe.anchors,
     )  # fmt: skip
+    with where.main_process_first():  # the others find its vectors kept
+        material = gather(teacher, sources, recipe, where=where, progress=progress, workers=workers, cache=cache)
+    if where.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / RUN, asked)  # only now: what cannot be learned has begun nothing
+        list_unreadable(folder / UNREADABLE, material.unreadable)
     learn(student, material, recipe, folder, where=where, progress=progress, workers=workers)
     return student
 
@@ -200,7 +207,7 @@ class _Terms:
                 VariedPictures(material.photos, material.teacher.picture, "none"), self._matched, device=where.device,
                 workers=0,
             )  # fmt: skip
-        width = student.learner.queries.shape[1] if teacher_width else 0  # type: ignore[union-attr, index]
+        width: int = student.learner.queries.shape[1] if teacher_width else 0  # type: ignore
         self.distiller = Distiller(student, width=width, teacher_width=teacher_width)
 
     def loss(

@@ -6,7 +6,6 @@ found again. Shared by all runs that name the same cache."""
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pocketlens_training.loop import save_atomically
-from pocketlens_training.sets.feed import DIGEST_BYTES, Looked, look, pixels_of
+from pocketlens_training.sets.feed import DIGEST_BYTES, Looked, digest, look, pixels_of
 from pocketlens_training.sets.sources import NoPictures, Source
 from pocketlens_training.teachers.teacher import Teacher
 
@@ -115,8 +114,7 @@ class _Store:
             return
         digests = np.frombuffer(b"".join(named for named, _ in self._new), np.uint8).reshape(-1, DIGEST_BYTES)
         raw = torch.stack([vector for _, vector in self._new])
-        number = len(list(self.folder.glob("*.safetensors")))
-        path = self.folder / f"{number:06d}-{os.getpid()}.safetensors"
+        path = self.folder / f"{digest(digests.tobytes()).hex()}.safetensors"  # by what it holds: never another's name
         save_atomically({"digest": torch.from_numpy(digests.copy()), "raw": raw}, path)
         before = sum(map(len, self._parts))
         for i, (named, _) in enumerate(self._new):

@@ -8,10 +8,12 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -86,12 +89,17 @@ def machine(device: str = "auto", precision: str = "auto") -> Accelerator:
     if precision == "fp16" and not gpu:
         raise ValueError("precision fp16 needs an NVIDIA GPU; use bf16 or fp32 here")
     if precision == "auto":
-        precision = "bf16" if _has_bfloat16(gpu) else "fp32"
+        precision = "bf16" if _has_bfloat16(gpu=gpu) else "fp32"
     AcceleratorState._reset_state(reset_partial_state=False)  # a process may train twice, in tests and benchmarks
-    return Accelerator(cpu=not gpu, mixed_precision="no" if precision == "fp32" else precision)
+    return Accelerator(
+        cpu=not gpu,
+        mixed_precision="no" if precision == "fp32" else precision,
+        # Others wait while one computes the teacher's vectors, which may take hours.
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))],
+    )
 
 
-def _has_bfloat16(gpu: bool) -> bool:
+def _has_bfloat16(*, gpu: bool) -> bool:
     if gpu:
         return torch.cuda.is_bf16_supported()
     return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
@@ -107,7 +115,7 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
 
 def save_atomically(tensors: Mapping[str, Tensor], path: Path, *, metadata: dict[str, str] | None = None) -> None:
     """Write `path` whole or not at all. Raises CannotSave, for example on a full disk."""
-    partial = path.with_suffix(".part")
+    partial = path.with_suffix(f".{os.getpid()}.part")  # several processes may keep the same thing
     try:
         save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, partial, metadata)
         partial.replace(path)
@@ -170,14 +178,16 @@ class _Run:
         steps = self.schedule.steps
         bar = self.progress.add_task(self.lesson, total=steps, completed=self.first, note="")
         started = time.monotonic()
+        figures: dict[str, float | Tensor] = {}
         for step in range(self.first, steps):
-            figures = self._step(step)
+            figures |= self._step(step)  # a figure of every second batch is in the log too
             last = step + 1 == steps
             if last or (step + 1) % LOG_EVERY == 0:
                 self._check(step)
                 said = {name: float(value) for name, value in figures.items()}
                 pace = (step + 1 - self.first) / (time.monotonic() - started)
                 self._say(step, said, pace, bar, slow=last or (step + 1) % self.schedule.every == 0)
+                figures = {}
             if not last and (step + 1) % self.schedule.every == 0:
                 self._save(step)
         self._finish()
@@ -188,17 +198,17 @@ class _Run:
         rate = learning_rate(step, schedule.steps, schedule.rate)
         for group in self.optimiser.param_groups:
             group["lr"] = rate * group["factor"]
-        figures: Mapping[str, float | Tensor] = {}
+        figures: dict[str, float | Tensor] = {}
         for part in range(schedule.accumulate):
             micro = step * schedule.accumulate + part
             seed = [schedule.seed, micro, where.process_index]
             torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))  # dropout follows the step too
             wait = where.no_sync(self.prepared) if part + 1 < schedule.accumulate else nullcontext()
             with wait:
-                loss, figures = self.loss_of(self.prepared, micro, np.random.default_rng(seed))
+                loss, told = self.loss_of(self.prepared, micro, np.random.default_rng(seed))
                 where.backward(loss / schedule.accumulate)
             self.unchecked.append(loss.detach())
-            figures = {"loss": loss.detach(), **figures}
+            figures |= {"loss": loss.detach(), **told}
         where.clip_grad_norm_(self.trained, schedule.clip)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
@@ -271,6 +281,7 @@ class _Run:
         if self.where.is_main_process:
             save_atomically(self.module.state_dict(), self.folder / f"{self.lesson}.safetensors")
             self._saved.unlink(missing_ok=True)
+        self.where.wait_for_everyone()  # the next lesson of another process may read what was saved
         if self.log is not None:
             self.log.close()
         unwrapped = self.where.unwrap_model(self.prepared, keep_fp32_wrapper=False)
@@ -299,6 +310,7 @@ class Log:
                 table.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in self.rows)
             partial.replace(self.path)
         except OSError as error:
+            partial.unlink(missing_ok=True)
             raise CannotSave(f"{self.path} could not be written ({error}); make room and run again") from error
         if self.board is not None:
             for name, value in figures.items():
@@ -317,7 +329,7 @@ def read_log(path: Path) -> list[dict[str, float]]:
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
     """Write `path` whole or not at all."""
-    partial = path.with_suffix(".part")
+    partial = path.with_suffix(f".{os.getpid()}.part")
     partial.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     partial.replace(path)
 

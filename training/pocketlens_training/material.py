@@ -1,4 +1,5 @@
-"""What a distillation has before its first step: the teacher, its vectors of all pictures, captions, sketches, questions.
+"""What a distillation has before its first step: the teacher, its vectors of all pictures, captions, sketches,
+questions.
 
 All of it is frozen, shared by every student and baseline of a run, and computed once."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ def teacher_places(
     if path.exists():
         return np.load(path, mmap_mode="r")
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".part")
+    partial = path.with_suffix(f".{os.getpid()}.part")
     bar = progress.add_task("places", total=len(numbers), note="")
     tower = teacher.image.to(device).eval()
     chosen = _Chosen(photos, numbers)

@@ -1,7 +1,7 @@
 """Early evaluation: figures on held-out pictures that show what a loss hides.
 
-There is a plateau on which a sentence carries little but the background while the loss looks well; `finds_itself` and the
-share of attributes of the nearest other picture show it."""
+There is a plateau on which a sentence carries little but the background while the loss looks well; `finds_itself` and
+the share of attributes of the nearest other picture show it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from pocketlens_wire.pictures import PictureSpec
 from rich.progress import Progress
 from torch import Tensor
 
@@ -46,7 +47,7 @@ class Probe:
             None if questions is None
             else Questions(questions, material, where=where, workers=workers, progress=progress)
         )  # fmt: skip
-        self._pixels: dict[int, Tensor] = {}
+        self._pixels: dict[tuple[PictureSpec, bytes], Tensor] = {}  # students of a run may see other sides
 
     def figures(self, student: torch.nn.Module) -> dict[str, float]:
         """`finds_itself`: share of held-out pictures whose sentence finds that very picture among AMONG. For each known
@@ -54,8 +55,7 @@ class Probe:
         if not isinstance(student, Student) or not len(self.asked):
             return {}
         sentences = self.sentences(student, self.asked)
-        found = {**self._self(sentences), **({} if self.questions is None else self.questions.figures(student))}
-        return found
+        return {**self._self(sentences), **({} if self.questions is None else self.questions.figures(student))}
 
     @torch.no_grad()
     def _self(self, sentences: Tensor) -> dict[str, float]:
@@ -77,12 +77,12 @@ class Probe:
         material = self.material
         parts = []
         for start in range(0, len(rows), CHUNK):
-            if start not in self._pixels:
-                spec = student_picture(student, material.teacher)
-                numbers = material.numbers[rows[start : start + CHUNK]]
-                made = [square(material.photos.read(int(n)), spec) for n in numbers]
-                self._pixels[start] = torch.from_numpy(np.stack(made))
-            parts.append(sentences_of(student, self._pixels[start], self.where))
+            spec, some = student_picture(student, material.teacher), rows[start : start + CHUNK]
+            key = (spec, some.tobytes())
+            if key not in self._pixels:
+                made = [square(material.photos.read(int(n)), spec) for n in material.numbers[some]]
+                self._pixels[key] = torch.from_numpy(np.stack(made))
+            parts.append(sentences_of(student, self._pixels[key], self.where))
         return torch.cat(parts)
 
 
@@ -105,20 +105,19 @@ class Questions:
         row_of = {names[number]: row for row, number in enumerate(seen.numbers)}
         self.relevant = [{row_of[name] for name in one.targets if name in row_of} for one in self.asked]
         self.references = Files(file.parent, [one.reference for one in self.asked])
-        self._pixels: list[Tensor] = []
+        self._pixels: dict[PictureSpec, list[Tensor]] = {}
 
     @torch.no_grad()
     def figures(self, student: Student) -> dict[str, float]:
-        if not self._pixels:
-            spec = student_picture(student, self.material.teacher)
-            for start in range(0, len(self.asked), CHUNK):
-                numbers = range(start, min(start + CHUNK, len(self.asked)))
-                self._pixels.append(
-                    torch.from_numpy(np.stack([square(self.references.read(n), spec) for n in numbers]))
-                )
+        spec = student_picture(student, self.material.teacher)
+        if spec not in self._pixels:
+            starts = range(0, len(self.asked), CHUNK)
+            parts = [range(start, min(start + CHUNK, len(self.asked))) for start in starts]
+            made = [np.stack([square(self.references.read(n), spec) for n in numbers]) for numbers in parts]
+            self._pixels[spec] = [torch.from_numpy(pixels) for pixels in made]
         reader = self.material.reader
         hits = []
-        for i, pixels in enumerate(self._pixels):
+        for i, pixels in enumerate(self._pixels[spec]):
             some = self.asked[i * CHUNK : i * CHUNK + len(pixels)]
             sentences = sentences_of(student, pixels, self.where)
             text = reader.unit([reader.composed(one.text) for one in some], sentences).cpu()

@@ -6,6 +6,7 @@ the service will read."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 
 import torch
@@ -44,12 +45,12 @@ class RowMaker:
         self._reserved = frozenset(layout.special)
 
     def rows(self, texts: Sequence[str], *, tokens: int = 0) -> Rows:
-        """Rows of `texts`; where a text holds "{sentence}", `tokens` slots stand in its place. A text longer than the
-        context loses its end, never its sentence."""
+        """Rows of `texts`; where a text first holds "{sentence}", `tokens` slots stand in its place; without tokens it
+        is words. A text longer than the context loses its end, never its sentence."""
         layout = self._layout
-        parts = [text.partition(SLOT) for text in texts]
-        flat = [cleaned(part, layout.clean) for before, _, after in parts for part in (before, after)]
-        encoded = [self._checked(each.ids) for each in self._tokenizer.encode_batch(flat, add_special_tokens=False)]
+        parts = [text.partition(SLOT) if tokens else (text, "", "") for text in texts]
+        flat = [part for before, _, after in parts for part in (before, after)]
+        encoded = self._encoded(flat)
         built, starts, lengths = [], [], []
         for i, (_, slot, _) in enumerate(parts):
             slots = [layout.slot] * tokens if slot else []
@@ -65,6 +66,14 @@ class RowMaker:
             token_ids[i, : len(ids)] = torch.tensor(ids)
         return Rows(token_ids, torch.tensor(starts), torch.tensor(lengths), torch.tensor(ends))
 
+    def _encoded(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text; equal ones, such as the parts of a prompt, are encoded once."""
+        distinct = list(dict.fromkeys(texts))
+        clean = [cleaned(text, self._layout.clean) for text in distinct]
+        found = self._tokenizer.encode_batch(clean, add_special_tokens=False)
+        ids = {text: self._checked(each.ids) for text, each in zip(distinct, found, strict=True)}
+        return [ids[text] for text in texts]
+
     def unknown(self, text: str) -> bool:
         """Whether the vocabulary lacks a word of `text`."""
         ids = self._tokenizer.encode(cleaned(text, self._layout.clean), add_special_tokens=False).ids
@@ -79,17 +88,20 @@ class RowMaker:
 
 
 class Reader:
-    """A frozen text tower that reads texts with sentences in them, on one device."""
+    """A frozen text tower that reads texts with sentences in them, on one device. exact: in float32, for measuring."""
 
-    def __init__(self, text: TextModule, maker: RowMaker, prompts: Prompts, where: Accelerator) -> None:
+    def __init__(
+        self, text: TextModule, maker: RowMaker, prompts: Prompts, where: Accelerator, *, exact: bool = False
+    ) -> None:
         self.tower, self.maker, self.prompts, self.where = text, maker, prompts, where
+        self._precision = nullcontext if exact else where.autocast
 
     def raw(self, texts: Sequence[str], sentence: Tensor | None = None) -> Tensor:
         """Raw text features float32 (batch, dim); `sentence` (batch, k, width) fills the texts' "{sentence}"."""
         rows = self.maker.rows(texts, tokens=0 if sentence is None else sentence.shape[1]).to(self.where.device)
         if sentence is None:
             sentence = torch.zeros(len(texts), 1, self.tower.words.embedding_dim, device=self.where.device)
-        with self.where.autocast():
+        with self._precision():
             out = self.tower(rows.token_ids, sentence, rows.sentence_start, rows.sentence_length, rows.end)
         return out.float()
 
@@ -98,11 +110,11 @@ class Reader:
         return torch.nn.functional.normalize(self.raw(texts, sentence), dim=1)
 
     def states(self, texts: Sequence[str], sentence: Tensor | None = None) -> dict[str, Tensor]:
-        """Projected states (batch, length, dim) of every position, which of them are real, and where the tower pools."""
+        """Projected states (batch, length, dim) of every position, which are real, and where the tower pools."""
         rows = self.maker.rows(texts, tokens=0 if sentence is None else sentence.shape[1]).to(self.where.device)
         if sentence is None:
             sentence = torch.zeros(len(texts), 1, self.tower.words.embedding_dim, device=self.where.device)
-        with self.where.autocast():
+        with self._precision():
             states = self.tower.projected(
                 rows.token_ids, sentence, rows.sentence_start, rows.sentence_length, rows.end
             ).float()
@@ -122,9 +134,13 @@ class Reader:
         """The prompt of a picture with words; "{sentence}" typed by a person is words."""
         if not words:
             return self.alone
-        return self.prompts.composed.replace("{words}", words.replace(SLOT, "sentence"))
+        before, _, after = self.prompts.composed.partition("{words}")
+        if SLOT not in before:  # a row's first one is the sentence
+            words = words.replace(SLOT, "sentence")
+        return before + words + after
 
 
-def reader_of(teacher: Teacher, where: Accelerator) -> Reader:
+def reader_of(teacher: Teacher, where: Accelerator, *, exact: bool = False) -> Reader:
     """The text tower of `teacher`, wherever it lies, as a Reader."""
-    return Reader(teacher.text, RowMaker(teacher.tokenizer, teacher.layout, teacher.context), teacher.prompts, where)
+    maker = RowMaker(teacher.tokenizer, teacher.layout, teacher.context)
+    return Reader(teacher.text, maker, teacher.prompts, where, exact=exact)

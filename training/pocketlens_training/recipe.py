@@ -9,6 +9,8 @@ from typing import Any
 
 from pocketlens_wire.manifest import Prompts
 
+from pocketlens_training.sets.pixels import VARIATIONS
+
 PROMPTS = Prompts(
     composed="a photo of {sentence}, {words}",
     picture="a photo of {sentence}",
@@ -58,9 +60,9 @@ class DistilRecipe:
     composition_weight: float = 10.0
     """Of composition distillation; it needs a file of captions with edits. 0: off."""
     sketches: str = "drawn"
-    """none; edges: edge maps of the photos, pulled to the photo's vector; drawn: given sketches, pulled to their photo's
-    vector; drawn-own: pulled to the vector the teacher gives the sketch itself. Without a file of sketches, drawn is
-    none."""
+    """none; edges: edge maps of the photos, pulled to the photo's vector; drawn: given sketches, pulled to their
+    photo's vector; drawn-own: pulled to the vector the teacher gives the sketch itself. Without a file of sketches,
+    drawn is none."""
     sketch_share: float = 0.2
     """Of a batch that is sketches."""
     pale: bool = False
@@ -69,7 +71,7 @@ class DistilRecipe:
     """Pictures kept from training for the figures in the log; at most a tenth of all."""
 
     def __post_init__(self) -> None:
-        for key, choices in (("gcd", GCD), ("lar", LAR), ("sketches", SKETCHES)):
+        for key, choices in (("gcd", GCD), ("lar", LAR), ("sketches", SKETCHES), ("variation", VARIATIONS)):
             if getattr(self, key) not in choices:
                 raise ValueError(f"{key} must be one of {', '.join(choices)}, came {getattr(self, key)!r}")
         if self.batch < 2 or self.steps < 1 or self.accumulate < 1:

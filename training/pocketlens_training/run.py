@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from pocketlens_training.loop import write_json
 from pocketlens_training.material import Sources
 from pocketlens_training.recipe import DistilRecipe, differing
 from pocketlens_training.teachers.naming import load_teacher
@@ -22,28 +21,36 @@ from pocketlens_training.teachers.teacher import Teacher
 RUN = "run.json"
 
 
-def claim(folder: Path, teacher_name: str, teacher: Teacher, sources: Sources, recipe: DistilRecipe) -> None:
-    """Write run.json, or raise ValueError when the folder was begun otherwise."""
-    folder.mkdir(parents=True, exist_ok=True)
-    asked: dict[str, Any] = {
-        "format": 1, "teacher": portable(teacher_name, folder), "teacher_id": teacher.id,
-        "sources": sources.relative_to(folder), "recipe": recipe.as_json(),
+def account(
+    folder: Path, teacher_name: str, teacher: Teacher, sources: Sources, recipe: DistilRecipe, cache: Path
+) -> dict[str, Any]:
+    """What run.json says of a run in `folder`."""
+    return {
+        "format": 1,
+        "teacher": portable(teacher_name, folder),
+        "teacher_id": teacher.id,
+        "sources": sources.relative_to(folder),
+        "cache": os.path.relpath(cache.absolute(), folder.absolute()),
+        "recipe": recipe.as_json(),
+        "made_with": {
+            "python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
+            "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        },
     }  # fmt: skip
-    written = folder / RUN
-    if written.exists():
-        was = json.loads(written.read_text())
-        for key, name in (("teacher_id", "teacher"), ("recipe", "recipe")):
-            if was.get(key) != asked[key]:
-                said = differing(was["recipe"], asked["recipe"]) if key == "recipe" else f"{was['teacher']} there"
-                raise ValueError(
-                    f"{folder} was begun with another {name} ({said}); give the options it was begun with, or name "
-                    "another folder"
-                )
-    asked["made_with"] = {
-        "python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-    }  # fmt: skip
-    write_json(written, asked)
+
+
+def refuse_another(folder: Path, asked: dict[str, Any]) -> None:
+    """Raises ValueError, saying what differs, when `folder` was begun otherwise."""
+    if not (folder / RUN).exists():
+        return
+    was = read_run(folder)
+    for key, name in (("teacher_id", "teacher"), ("recipe", "recipe")):
+        if was.get(key) != asked[key]:
+            said = differing(was["recipe"], asked["recipe"]) if key == "recipe" else f"{was['teacher']} there"
+            raise ValueError(
+                f"{folder} was begun with another {name} ({said}); give the options it was begun with, or name another "
+                "folder"
+            )
 
 
 def portable(name: str, folder: Path) -> str:
@@ -78,3 +85,8 @@ def read_run(folder: Path) -> dict[str, Any]:
             f"{folder}: no run (it has no {RUN}); begin one with `pocketlens-train distil` or `pocketlens-train sample`"
         )
     return json.loads((folder / RUN).read_text())
+
+
+def cache_of(folder: Path) -> Path:
+    """Where the run in `folder` keeps what its teacher made of pictures."""
+    return folder / read_run(folder)["cache"]

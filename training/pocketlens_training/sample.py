@@ -1,7 +1,7 @@
 """The sample world's curriculum, from nothing to checkpoints: the table of contents of this room.
 
-Its set is written as anyone's would be (samples/pocketlens_samples/training_set.py); every lesson is the one that anyone's
-set is given."""
+Its set is written as anyone's would be (samples/pocketlens_samples/training_set.py); every lesson is the one that
+anyone's set is given."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pocketlens_training.distil import distil
 from pocketlens_training.material import Sources, gather
 from pocketlens_training.reading import reader_of
 from pocketlens_training.recipe import DistilRecipe
-from pocketlens_training.run import read_recipe, sources_of
+from pocketlens_training.run import cache_of, read_recipe, sources_of
 from pocketlens_training.students.student import MOST_TOKENS
 from pocketlens_training.teachers.own import TeacherRecipe
 from pocketlens_training.teachers.teach import teach
@@ -85,7 +85,7 @@ def learn_sample(
 
 
 def learn_run_heads(
-    run: Path, triplets: Path, recipe: HeadRecipe, *, where: Accelerator, progress: Progress, workers: int = 0
+    run: Path, triplets: Path | None, recipe: HeadRecipe, *, where: Accelerator, progress: Progress, workers: int = 0
 ) -> None:
     """Heads and their control for the student of `run`."""
     trained = load_run(run)
@@ -102,7 +102,7 @@ def learn_run_symmetric(run: Path, *, where: Accelerator, progress: Progress, wo
     if (run / f"{SYMMETRIC}.safetensors").exists():
         return
     teacher = load_run(run).teacher
-    material = gather(teacher, sources, recipe, where=where, progress=progress, workers=workers, cache=_cache_of(run))
+    material = gather(teacher, sources, recipe, where=where, progress=progress, workers=workers, cache=cache_of(run))
     learn_symmetric(material, recipe, run, where=where, progress=progress)
 
 
@@ -122,7 +122,7 @@ def learn_siblings(
     for count in counts:
         distil(
             teacher, sources_of(run), sibling_folder(run, count), replace(recipe, tokens=count), where=where,
-            progress=progress, workers=workers, cache=_cache_of(run),
+            progress=progress, workers=workers, cache=cache_of(run),
         )  # fmt: skip
 
 
@@ -130,8 +130,3 @@ def on_device(teacher: Teacher, where: Accelerator) -> Teacher:
     for module in (teacher.image, teacher.text):
         module.to(where.device)
     return teacher
-
-
-def _cache_of(run: Path) -> Path:
-    """Where the run's teacher vectors lie: the sample world's lie with its teacher."""
-    return run / "teacher" if (run / "teacher" / "features").is_dir() else run

@@ -56,7 +56,7 @@ class ToldBank:
         words = [self._edit(one.edits, rng) for one in told]
         prompts = [reader.composed(each) for each in words]
         with torch.no_grad():
-            wanted = reader.unit([p.replace(SLOT, one.caption) for p, one in zip(prompts, told, strict=True)])
+            wanted = reader.unit([p.replace(SLOT, one.caption, 1) for p, one in zip(prompts, told, strict=True)])
         return angle_loss(reader.unit(prompts, sentence), wanted)
 
     def _edit(self, edits: tuple[str, ...], rng: np.random.Generator) -> str:

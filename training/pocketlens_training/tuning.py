@@ -5,7 +5,8 @@ rest is the triplets'."""
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict, dataclass
+import json
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from pocketlens_training.features import list_unreadable
 from pocketlens_training.loop import Schedule, save_atomically, train, write_json
 from pocketlens_training.losses import contrast, hit_rate
 from pocketlens_training.reading import Reader
+from pocketlens_training.recipe import differing
 from pocketlens_training.sets.feed import look, pixels_of
 from pocketlens_training.sets.lines import BadLines, Triplet, read_triplets
 from pocketlens_training.sets.pixels import square
@@ -30,7 +32,7 @@ from pocketlens_training.students.student import Student, student_picture
 from pocketlens_training.targets import make_target, split_name
 from pocketlens_training.teachers.teacher import Teacher
 
-HEADS, CONTROL, CARD = "heads", "heads-control", "heads.json"
+HEADS, CONTROL, CARD, BEGUN = "heads", "heads-control", "heads.json", "heads-recipe.json"
 UNREADABLE = "triplets-unreadable.csv"
 CHUNK = 128
 FEWEST = 16  # triplets
@@ -66,21 +68,50 @@ def make_heads(recipe: HeadRecipe, empty_raw: Tensor) -> Heads:
 
 
 def tune(
-    student: Student, teacher: Teacher, triplets: Path, folder: Path, recipe: HeadRecipe, *, reader: Reader,
+    student: Student, teacher: Teacher, triplets: Path | None, folder: Path, recipe: HeadRecipe, *, reader: Reader,
     where: Accelerator, progress: Progress, workers: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
-    """Train HEADS and CONTROL into `folder` and write CARD, which it returns. Raises BadLines, ValueError."""
-    card = folder / CARD
-    made = {"format": 1, "recipe": asdict(recipe), "triplets": str(triplets)}
-    features = TripletFeatures.of(student, teacher, triplets, folder, recipe, reader, where, progress, workers)
-    torch.manual_seed(recipe.seed)
-    heads = make_heads(recipe, features.empty_raw)
-    learn(heads, features, teacher, recipe, HEADS, folder, where, progress)
-    torch.manual_seed(recipe.seed)
-    control = make_heads(HeadRecipe(**{**asdict(recipe), "target": "original"}), features.empty_raw)
-    learn(control, features, teacher, recipe, CONTROL, folder, where, progress)
-    write_json(card, made)
+    """Make HEADS and CONTROL in `folder`, and CARD, which it returns. triplets: None where nothing is to be learned.
+
+    Raises BadLines; ValueError for a bad name, missing triplets, or a folder that holds heads of another recipe."""
+    made = {"format": 1, "recipe": asdict(recipe), "triplets": None if triplets is None else triplets.name}
+    _claim(folder, made)
+    control = replace(recipe, target="original")
+    if triplets is None:
+        with torch.no_grad():
+            empty_raw = reader.raw([""])[0].cpu()
+        for lesson, one in ((HEADS, recipe), (CONTROL, control)):
+            heads = make_heads(one, empty_raw)
+            if has_to_learn(heads):
+                raise ValueError(
+                    f"{one.composition} with target {one.target} is learned from triplets: name a file, --triplets"
+                )
+            write_json(folder / BEGUN, made)
+            save_atomically(heads.state_dict(), folder / f"{lesson}.safetensors")
+    else:
+        features = TripletFeatures.of(student, teacher, triplets, folder, recipe, reader, where, progress, workers)
+        for lesson, one in ((HEADS, recipe), (CONTROL, control)):
+            torch.manual_seed(recipe.seed)
+            heads = make_heads(one, features.empty_raw)
+            write_json(folder / BEGUN, made)  # not before all that may be refused
+            learn(heads, features, teacher, one, lesson, folder, where, progress)
+    write_json(folder / CARD, made)
     return made
+
+
+def _claim(folder: Path, made: dict[str, Any]) -> None:
+    """Raises ValueError when `folder` holds heads of another recipe, finished or not."""
+    begun = folder / BEGUN
+    if begun.is_file() and json.loads(begun.read_text()) != made:
+        was = json.loads(begun.read_text())["recipe"]
+        raise ValueError(
+            f"{folder} holds heads of another recipe or triplets ({differing(was, made['recipe']) or 'triplets'}); "
+            f"remove {HEADS}* to make them anew"
+        )
+
+
+def has_to_learn(heads: Heads) -> bool:
+    return any(parameter.requires_grad for parameter in heads.parameters())
 
 
 def learn(
@@ -88,7 +119,7 @@ def learn(
     where: Accelerator, progress: Progress,
 ) -> None:  # fmt: skip
     """Train `heads` on frozen features; heads without anything to learn are saved as they are."""
-    if not any(True for p in heads.parameters() if p.requires_grad):
+    if not has_to_learn(heads):
         save_atomically(heads.state_dict(), folder / f"{lesson}.safetensors")
         return
 
@@ -215,15 +246,12 @@ def _encode(
         if good:
             vectors = teacher.image(pixels_of(good).to(where.device))[0].float().cpu()
             raw |= {names[one.number]: vector for one, vector in zip(good, vectors, strict=True)}
-        seen = [names[one.number] for one in good if names[one.number] in references]
+        seen = [one for one in good if names[one.number] in references]
+        if seen and spec != teacher.picture:
+            seen = [one._replace(pixels=square(source.read(one.number), spec)) for one in seen]
         if seen:
-            made = (
-                [square(source.read(names.index(name)), spec) for name in seen]
-                if spec != teacher.picture
-                else [one.pixels for one in good if names[one.number] in references]
-            )
-            tokens = student(torch.from_numpy(np.stack(made)).to(where.device)).float().cpu()
-            sentences |= dict(zip(seen, tokens, strict=True))
+            tokens = student(pixels_of(seen).to(where.device)).float().cpu()
+            sentences |= {names[one.number]: each for one, each in zip(seen, tokens, strict=True)}
         progress.advance(bar, len(looked))
     rows = [(one, target) for one in listed for target in one.targets if one.reference in sentences and target in raw]
     if len(rows) < FEWEST:

@@ -8,11 +8,27 @@ from typing import NoReturn
 import typer
 from pocketlens_wire.errors import PocketlensError
 
-from pocketlens_bench.cli import accuracy, latency, load, network, paper, report, robustness, scale, score, tokens
+from pocketlens_bench.cli import (
+    ablation,
+    accuracy,
+    distil_pace,
+    latency,
+    load,
+    network,
+    paper,
+    report,
+    robustness,
+    scale,
+    score,
+    tokens,
+)
 from pocketlens_bench.cli.root import commands
 from pocketlens_bench.command_line import remember_command
 
-__all__ = ["accuracy", "app", "latency", "load", "network", "paper", "report", "robustness", "scale", "score", "tokens"]
+__all__ = [
+    "ablation", "accuracy", "app", "distil_pace", "latency", "load", "network", "paper", "report", "robustness",
+    "scale", "score", "tokens",
+]  # fmt: skip
 
 
 def app(arguments: list[str] | None = None) -> NoReturn:

@@ -13,7 +13,7 @@ from rich.table import Table
 from pocketlens_bench.protocols.figures import CONFIDENCE, Figure, over_queries
 from pocketlens_bench.report.console import BUSY
 from pocketlens_bench.report.quantities import Quantity, quantities
-from pocketlens_bench.report.results import BadResult, Result
+from pocketlens_bench.report.results import BadResult, Node, Result
 
 BETTER, WORSE, NOISE = "better", "worse", "within noise"
 PAIRED = "paired bootstrap over the same queries"
@@ -21,7 +21,7 @@ INTERVALS = "intervals: the difference against the root of the summed squares of
 RATIO = "ratio: times have no interval here"
 EXACT = "exact: any difference counts"
 JITTER = {"ms": 0.05, "s": 5e-5}  # below, a difference is the clock's and the scheduler's, whatever its ratio
-TIMED = ("ms", "s", "per s")
+TIMED = ("ms", "s", "per s", "share of time")
 
 
 def compared(old: Result, new: Result, *, everything: bool, scatter: float, seed: int) -> dict[str, Any]:
@@ -136,8 +136,16 @@ def _warnings(old: Result, new: Result, *, timed: bool) -> Iterator[str]:
     ):
         for what in _differing(before.get(key), after.get(key)):
             yield f"{said} ({what})"
+    for which, result in (("old", old), ("new", new)):
+        if any(_of_one_seed(row) for each in result.data.each_of("tables") for row in each.each_of("rows")):
+            yield f"rows of the {which} one have a single seed: their interval is not known, and any difference counts"
     if timed:
         yield from _time_warnings(before, after)
+
+
+def _of_one_seed(row: Node) -> bool:
+    seeds = row.get("seeds")
+    return seeds is not None and seeds.value == 1
 
 
 def _time_warnings(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
@@ -213,7 +221,9 @@ def _notes(found: Mapping[str, Any]) -> Iterator[str]:
 
 def _number(row: Mapping[str, Any], key: str) -> str:
     decimals = {"percent": 1, "points": 1, "bytes": 0, "count": 0}.get(row["unit"], 2)
-    unit = {"percent": " %", "points": "", "times": "", "share": "", "count": ""}.get(row["unit"], f" {row['unit']}")
+    unit = {"percent": " %", "points": "", "times": "", "share": "", "share of time": "", "count": ""}.get(
+        row["unit"], f" {row['unit']}"
+    )
     return f"{row[key]:,.{decimals}f}{unit}"
 
 

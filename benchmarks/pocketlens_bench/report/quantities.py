@@ -11,7 +11,7 @@ from pocketlens_bench.report.results import Node
 # What tells the entries of a list apart, in the order it is said.
 NAMES = ("key", "name", "title")
 IDENTITY = (
-    *NAMES, "of", "over", "profile", "way", "mode", "protocol", "task", "gallery", "real", "config", "m",
+    "group", *NAMES, "of", "over", "profile", "way", "mode", "protocol", "task", "gallery", "real", "config", "m",
     "ef_construct", "ef", "quantised", "tokens", "precision", "severity", "offered_per_s",
 )  # fmt: skip
 SKIPPED = (
@@ -25,14 +25,22 @@ SKIPPED = (
     "sizes",
     "chosen",
     "tried",
+    "over_base",
+    "over_control",
 )
 BREAKDOWNS = ("groups", "severities", "drop", "p99_ms")  # parts of other figures, or too few values to be steady
 LESS_IS_BETTER = ("drop", "more_lost")  # keys over figures that say how much was lost
 TIMES = ("_ms", "_s")
 SIZES = ("bytes", "_bytes", "_mb", "_gb")
-RATES = ("achieved_per_s",)
+RATES = ("achieved_per_s", "pictures_per_second")
+SPANS = ("seconds_per_step",)
 FAILURES = ("failed", "refused", "errors")
 SHARES = ("recall",)
+TIME_SHARES = ("of_bare",)  # as much a matter of the clock as times are
+AMOUNTS = {  # what a thing takes, whatever the clock says
+    "parameters": "count", "multiply_adds": "count", "gflops_per_picture": "GFLOP", "remembered_mb_per_picture": "MB",
+    "frozen_mb": "MB", "trained_mb": "MB",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +48,8 @@ class Quantity:
     """One measured number.
 
     name: where it stands, in words. low, high: its interval, or None. unit: percent, points, ms, s, bytes, times,
-    per s, share or count. more_is_better: which way is up. per_query: its values, if the file has them. queries:
-    whose they are."""
+    per s, share, share of time, count, GFLOP or MB. more_is_better: which way is up. per_query: its values, if the
+    file has them. queries: whose they are."""
 
     name: str
     value: float
@@ -115,7 +123,7 @@ def _number(node: Node, way: tuple[str, ...]) -> Iterator[Quantity]:
     if unit and key not in IDENTITY:
         yield Quantity(
             name=" / ".join(way), value=node.number(), low=None, high=None, unit=unit,
-            more_is_better=unit in ("per s", "share"),
+            more_is_better=unit in ("per s", "share", "share of time"),
         )  # fmt: skip
 
 
@@ -123,8 +131,14 @@ def _unit(key: str) -> str:
     """Of a plain number by its key; "" for what is no measurement."""
     if key in RATES:
         return "per s"
+    if key in SPANS:
+        return "s"
     if key in SHARES:
         return "share"
+    if key in TIME_SHARES:
+        return "share of time"
+    if key in AMOUNTS:
+        return AMOUNTS[key]
     if key in FAILURES:
         return "count"
     if key.endswith("_per_s") or key in ("seconds", "delay_ms"):
@@ -150,9 +164,10 @@ def _labelled(node: Node) -> Iterator[tuple[str, Node]]:
 
 
 def _name(entry: Node) -> str:
-    """What the entry is called, where it has a name."""
+    """What the entry is called, where it has a name: after its group, for another group may have the same name."""
     named = entry.value if isinstance(entry.value, dict) else {}
-    return next((named[key] for key in NAMES if isinstance(named.get(key), str)), "")
+    name = next((named[key] for key in NAMES if isinstance(named.get(key), str)), "")
+    return f"{named['group']}, {name}" if name and isinstance(named.get("group"), str) else name
 
 
 def _description(entry: Node) -> str:

@@ -65,17 +65,21 @@ def read_pairs(path: Path) -> tuple[list[Captioned], list[Edited]]:
         _known(where, line, {"image", "captions", "group", "attributes"})
         captions = _texts(where, line, "captions")
         group = None if line.get("group") is None else str(line["group"])
-        plain.append(Captioned(_text(where, line, "image"), captions, group, line.get("attributes") or {}))
+        attributes = line.get("attributes") or {}
+        if not isinstance(attributes, dict):
+            raise BadLines(f"{where}: key 'attributes' must be an object, came {json.dumps(attributes)[:60]}")
+        plain.append(Captioned(_text(where, line, "image"), captions, group, attributes))
     if not plain:
         raise BadLines(f'{path}: no line with a picture and its captions: {{"image": "a.jpg", "captions": ["..."]}}')
     return plain, edited
 
 
 def read_triplets(path: Path) -> list[Triplet]:
-    """{"reference", "text", "target"} or {"reference", "text", "targets": [...]}; "caption" of the target is optional."""
+    """{"reference", "text", "target"} or {"reference", "text", "targets": [...]}; "caption" of the target is
+    optional."""
     found = []
     for where, line in _lines(path):
-        _known(where, line, {"id", "reference", "text", "target", "targets", "caption"})
+        _known(where, line, {"id", "reference", "text", "target", "targets", "caption", "exclude"})
         targets = _texts(where, line, "targets") if "targets" in line else (_text(where, line, "target"),)
         caption = _text(where, line, "caption") if line.get("caption") is not None else None
         found.append(Triplet(_text(where, line, "reference"), _text(where, line, "text"), targets, caption))

@@ -75,9 +75,20 @@ def _shifted(pixels: Pixels, rng: np.random.Generator) -> Pixels:
     """Moved by up to REACH of a side, edges repeated: the one variation that changes nothing a caption says."""
     side = pixels.shape[0]
     reach = max(1, round(REACH * side))
-    padded = np.pad(pixels, ((reach, reach), (reach, reach), (0, 0)), mode="edge")
-    y, x = rng.integers(0, 2 * reach + 1, 2)
-    return np.ascontiguousarray(padded[y : y + side, x : x + side])
+    y, x = rng.integers(-reach, reach + 1, 2).tolist()
+    return _moved(_moved(pixels, y).transpose(1, 0, 2), x).transpose(1, 0, 2)
+
+
+def _moved(pixels: Pixels, rows: int) -> Pixels:
+    """Up by `rows`, down if that is negative; the edge repeated."""
+    if rows == 0:
+        return pixels
+    moved = np.empty_like(pixels)
+    if rows > 0:
+        moved[:-rows], moved[-rows:] = pixels[rows:], pixels[-1]
+    else:
+        moved[-rows:], moved[:-rows] = pixels[:rows], pixels[0]
+    return moved
 
 
 def _cropped(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
@@ -108,7 +119,8 @@ class VariedPictures(Dataset):
         pale: bool = False,
     ) -> None:  # fmt: skip
         self.photos, self.sketches = photos, sketches
-        self.spec, self.variation, self.pale = spec, variation, pale
+        self.variation: Variation = variation
+        self.spec, self.pale = spec, pale
 
     def __getitem__(self, ask: Ask) -> Pixels:
         source = self.sketches if ask.kind == "sketch" and self.sketches is not None else self.photos

@@ -1,6 +1,6 @@
 """Where pictures lie: a folder, a list, WebDataset shards, a Hugging Face datasets folder. Gives names and bytes.
 
-Knows nothing of pixels (pixels.py) nor of texts (lines.py). A name may lead through a shard: "photos-000.tar/17.png"."""
+Knows nothing of pixels (pixels.py) nor of texts (lines.py). A name may lead through a shard: "photos-0.tar/17.png"."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class NoPictures(ValueError):
 class Source(ABC):
     """Pictures by number."""
 
-    names: Sequence[str]
+    names: list[str]
     """What each is called, to people and in JSONL files."""
 
     def __len__(self) -> int:
@@ -76,7 +76,8 @@ class HuggingFaceSet(Source):
         except (OSError, ValueError) as error:
             raise NoPictures(f"{folder}: not a datasets folder ({str(error).splitlines()[0]})") from error
         if isinstance(found, DatasetDict):
-            raise NoPictures(f"{folder}: holds {', '.join(found)}; name one of them: {folder / next(iter(found))}")
+            parts = [str(part) for part in found]
+            raise NoPictures(f"{folder}: holds {', '.join(parts)}; name one of them: {folder / parts[0]}")
         columns = [name for name, feature in found.features.items() if isinstance(feature, Image)]
         if not columns:
             raise NoPictures(f"{folder}: has no column of pictures; its columns are {', '.join(found.features)}")
@@ -86,6 +87,8 @@ class HuggingFaceSet(Source):
 
     def read(self, number: int) -> bytes:
         held = self._rows[number][self._column]
+        if held is None:
+            raise BadPicture(f"{self._folder}: {self.names[number]} is empty.")
         if held["bytes"] is not None:
             return held["bytes"]
         try:
@@ -102,7 +105,10 @@ def open_source(place: Path) -> Source:
     if not place.exists():
         raise NoPictures(f"{place}: no such file or folder")
     if place.suffix == SHARD:
-        return Files(place.parent, _within(place.parent, [place]))
+        found = _within(place.parent, [place])
+        if not found:
+            raise NoPictures(f"{place}: no pictures in it ({', '.join(sorted(ENDINGS))})")
+        return Files(place.parent, found)
     return _of_list(place)
 
 
@@ -111,11 +117,11 @@ def _of_folder(place: Path) -> Source:
         return HuggingFaceSet(place)
     found, shards = [], []
     for folder, below, files in os.walk(place, followlinks=False):
-        below.sort()
+        below[:] = sorted(name for name in below if not name.startswith("."))
         for file in sorted(files):
-            if file.startswith("."):
-                continue
             path = Path(folder) / file
+            if _hidden(path):
+                continue
             if path.suffix.lower() in ENDINGS:
                 found.append(path.relative_to(place).as_posix())
             elif path.suffix == SHARD:
@@ -140,8 +146,14 @@ def _within(root: Path, shards: Sequence[Path]) -> list[str]:
     names = []
     for shard in shards:
         inner = shard.relative_to(root).as_posix()
-        names += [f"{inner}/{name}" for name in members(shard) if Path(name).suffix.lower() in ENDINGS]
+        held = [name for name in members(shard) if not _hidden(Path(name))]
+        names += [f"{inner}/{name}" for name in held if Path(name).suffix.lower() in ENDINGS]
     return names
+
+
+def _hidden(path: Path) -> bool:
+    """Left out: what systems put beside files, such as ._photo.jpg."""
+    return path.name.startswith(".")
 
 
 def members(shard: Path) -> dict[str, tuple[int, int]]:

@@ -59,8 +59,12 @@ class Timm(Backbone):
         self.register_buffer("mean", 255 * torch.tensor(pixels["mean"])[:, None, None], persistent=False)
         self.register_buffer("std", 255 * torch.tensor(pixels["std"])[:, None, None], persistent=False)
         model.eval()
-        with torch.no_grad():
-            shape = model.forward_features(torch.zeros(1, 3, self.side, self.side)).shape
+        features = model.forward_features(torch.zeros(1, 3, self.side, self.side))
+        features.sum().backward()
+        shape = features.shape
+        for parameter in model.parameters():  # layers behind the map learn nothing; several GPUs want to know which
+            parameter.requires_grad_(parameter.grad is not None)
+            parameter.grad = None
         self.channels = int(model.num_features)
         self._kind = _kind(shape, self.channels)
         self._skip = int(getattr(model, "num_prefix_tokens", 0)) if self._kind == "sequence" else 0
@@ -118,6 +122,8 @@ def _load(name: str, made: nn.Module, file: Path) -> None:
         tensors = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
     except Exception as error:  # each library has its own kinds
         raise CannotStudy(f"{name}: {file} does not hold tensors alone ({str(error).splitlines()[0][:200]})") from error
+    if not isinstance(tensors, dict):
+        raise CannotStudy(f"{name}: {file} does not hold tensors alone, by name, but a {type(tensors).__name__}")
     wanted = made.state_dict()
     mine = {key: value for key, value in tensors.items() if key in wanted}
     lacking = sorted(wanted.keys() - mine.keys())

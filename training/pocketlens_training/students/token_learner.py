@@ -1,8 +1,8 @@
 """The adaptive token learner: a map of places becomes k sentence tokens, each looking somewhere.
 
-Source of the idea: Image2Sentence (ISA), ICLR 2024, arXiv 2403.01431. Its equations were not available to us; this is our
-reconstruction ("ISA-style"), not the paper's. Attention that competes across tokens: Locatello et al. 2020; Wu et al. 2022
-("Learning token-based representation for image retrieval")."""
+Source of the idea: Image2Sentence (ISA), ICLR 2024, arXiv 2403.01431. Its equations were not available to us; this is
+our reconstruction ("ISA-style"), not the paper's. Attention that competes across tokens: Locatello et al. 2020; Wu et
+al. 2022 ("Learning token-based representation for image retrieval")."""
 
 from __future__ import annotations
 

@@ -6,6 +6,9 @@ configuration."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +42,8 @@ def from_open_clip(name: str, model: str, *, pretrained: str | None = None, file
     if file is None:
         whole = _published(name, model, str(pretrained))
     else:
-        whole = open_clip.create_model(model)
+        with _quietly():  # it warns that no published weights were loaded, which is what was asked for
+            whole = open_clip.create_model(model)
         whole.load_state_dict(_weights(name, file, whole))
     frozen(whole)
     text: Any = whole if hasattr(whole, "transformer") else whole.text
@@ -59,6 +63,18 @@ def from_open_clip(name: str, model: str, *, pretrained: str | None = None, file
         prompts=PROMPTS,
         tokenizer=tokenizer,
     )
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without warnings of the root logger, which open_clip writes to."""
+    logger = logging.getLogger()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 class OpenClipText(TextModule):

@@ -11,6 +11,7 @@ FORMS = (
     ("open_clip:MODEL@FILE", "that architecture with weights of your own, best .safetensors"),
     ("hf:REPOSITORY or hf:FOLDER", "BLIP for image-text retrieval"),
     ("run:FOLDER", "a teacher of your own, made by `pocketlens-train teacher`"),
+    ("sample", "the sample world's, which comes along: its students speak to the sample bundle"),
 )
 FAMILIES = (  # what teaches, an example, what its text tower sees and where it is read
     (
@@ -33,15 +34,17 @@ NEEDED = {"open_clip": "open_clip", "hf": "transformers", "run": "safetensors"}
 
 def load_teacher(name: str) -> Teacher:
     """The teacher called `name`, one of FORMS. Raises CannotTeach."""
+    if name == "sample":
+        import pocketlens_samples
+
+        return _own(name, Path(pocketlens_samples.__file__).parent / "teacher")
     family, _, rest = name.partition(":")
     if family not in NEEDED or not rest:
         forms = "; ".join(f"{form} ({says})" for form, says in FORMS)
         raise CannotTeach(f"{name}: no teacher has this name. The forms are {forms}")
     _need(name, NEEDED[family])
     if family == "run":
-        from pocketlens_training.teachers.own import from_own
-
-        return from_own(name, Path(rest))
+        return _own(name, Path(rest))
     if family == "hf":
         from pocketlens_training.teachers.from_blip import from_blip
 
@@ -57,6 +60,12 @@ def load_teacher(name: str) -> Teacher:
             f"{name}: which weights? open_clip:{model}/PRETRAINED for published ones, open_clip:{model}@FILE for yours"
         )
     return from_open_clip(name, model, pretrained=pretrained)
+
+
+def _own(name: str, folder: Path) -> Teacher:
+    from pocketlens_training.teachers.own import from_own
+
+    return from_own(name, folder)
 
 
 def _need(name: str, package: str) -> None:

@@ -1,6 +1,7 @@
 """A teacher of one's own: its recipe, its folder, and how it is read back.
 
-TEACHER/teacher.json says what it is, tokenizer.json holds its words, teacher.safetensors its weights."""
+TEACHER/teacher.json says what it is, tokenizer.json holds its words, teacher.safetensors its weights in half precision:
+float32 made of them is what is taught and exported, so that nothing is lost by keeping them small."""
 
 from __future__ import annotations
 
@@ -13,7 +14,9 @@ from pocketlens_wire.pictures import PictureSpec
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from pocketlens_training.loop import write_json
 from pocketlens_training.recipe import PROMPTS
+from pocketlens_training.sets.pixels import VARIATIONS
 from pocketlens_training.teachers.teacher import CannotTeach, Teacher, frozen
 from pocketlens_training.teachers.tokenizing import read_tokenizer
 from pocketlens_training.teachers.towers import Towers
@@ -53,20 +56,24 @@ class TeacherRecipe:
     """A word that occurs less often has no token of its own."""
     words_at_most: int = 30_000
 
+    def __post_init__(self) -> None:
+        if self.variation not in VARIATIONS:
+            raise ValueError(f"variation must be one of {', '.join(VARIATIONS)}, came {self.variation!r}")
+
     def write(self, path: Path) -> None:
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        write_json(path, asdict(self))
 
     @classmethod
     def read(cls, path: Path) -> TeacherRecipe:
         """Raises ValueError, naming keys, for a recipe of another version."""
-        raw = json.loads(path.read_text())
+        raw: dict[str, Any] = json.loads(path.read_text())
         known = {field.name for field in fields(cls)}
         if raw.keys() != known:
             raise ValueError(
                 f"{path}: recipe keys missing {sorted(known - raw.keys())}, unknown {sorted(raw.keys() - known)}; "
                 "start a new folder"
             )
-        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in raw.items()})
+        return cls(**{**raw, "widths": tuple(raw["widths"])})
 
 
 def build_towers(recipe: TeacherRecipe, vocabulary: int) -> Towers:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -28,7 +28,7 @@ from pocketlens_training.features import list_unreadable, teacher_vectors
 from pocketlens_training.loop import Schedule, save_atomically, train, write_json
 from pocketlens_training.losses import contrast, hit_rate
 from pocketlens_training.reading import Reader, RowMaker
-from pocketlens_training.recipe import PROMPTS
+from pocketlens_training.recipe import PROMPTS, differing
 from pocketlens_training.sets.feed import Feed, look
 from pocketlens_training.sets.lines import BadLines, Captioned, Edited, read_pairs
 from pocketlens_training.sets.pixels import Ask, VariedPictures
@@ -48,7 +48,7 @@ def teach(
 
     Killed anywhere, the same call goes on. Raises BadLines, NoPictures, ValueError for a folder begun otherwise."""
     if (folder / CARD).is_file() and (folder / WEIGHTS).is_file():
-        _claim(folder, recipe)
+        _refuse_another(folder, recipe)
         return json.loads((folder / CARD).read_text())
     return _Teaching(pairs, folder, recipe, where, progress, workers).go()
 
@@ -65,35 +65,50 @@ class _Teaching:
     def __init__(
         self, pairs: Path, folder: Path, recipe: TeacherRecipe, where: Accelerator, progress: Progress, workers: int
     ) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        _claim(folder, recipe)
+        _refuse_another(folder, recipe)
         self.folder, self.recipe, self.where, self.progress, self.workers = folder, recipe, where, progress, workers
         plain, edited = read_pairs(pairs)
         self.numbers = {name: i for i, name in enumerate(dict.fromkeys(one.image for one in plain))}
         if strange := next((one.image for one in edited if one.image not in self.numbers), None):
             raise BadLines(f"{pairs}: {strange!r} has an edit but no line with its captions")
         self.source = Files(pairs.parent, list(self.numbers))
-        good = self._readable()
+        good, self.bad = self._readable()
         self.plain = [one for one in plain if self.numbers[one.image] in good]
         self.edited = [one for one in edited if self.numbers[one.image] in good]
         if len(self.plain) < FEWEST:
+            first = f"; the first unreadable: {self.bad[0][1]}" if self.bad else ""
             raise NoPictures(
-                f"{pairs}: {len(self.plain)} readable pictures with captions; at least {FEWEST} are needed"
+                f"{pairs}: {len(self.plain)} readable pictures with captions; at least {FEWEST} are needed{first}"
             )
         self.kept, self.tried = split(self.plain, recipe.held_out)
         trained_on = {one.image for one in self.kept}
         self.edited = [one for one in self.edited if one.image in trained_on]
         self.tokenizer = word_tokenizer(self._words())
-        self.tokenizer.save(str(folder / WORDS))
+        self._begin()
         torch.manual_seed(recipe.seed)
         self.towers = build_towers(recipe, self.tokenizer.get_vocab_size())
         self.maker = RowMaker(self.tokenizer, LAYOUT, recipe.context)
 
+    def _begin(self) -> None:
+        """Write recipe and words; only now: what cannot be learned from has begun nothing."""
+        words = self.folder / WORDS
+        if words.is_file() and words.read_text() != self.tokenizer.to_str(pretty=True):
+            raise ValueError(f"{self.folder} was begun with other texts: the words of the set are others now")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.recipe.write(self.folder / "recipe.json")
+        words.write_text(self.tokenizer.to_str(pretty=True))
+        if self.bad:
+            list_unreadable(self.folder / UNREADABLE, self.bad)
+            said = f"{len(self.bad)} pictures cannot be read; {self.folder / UNREADABLE} lists them"
+            self.progress.console.print(said)
+
     def go(self) -> dict[str, Any]:
         self._learn_pairs()
+        self._round()  # here already: the vectors that edits are learned on are then the kept tower's
         if self.edited:
             self._learn_edits()
         self.towers.requires_grad_(False).eval()
+        halves = self._round()
         card = {
             "format": 1,
             "vocabulary": self.tokenizer.get_vocab_size(),
@@ -102,9 +117,16 @@ class _Teaching:
             "edits": len(self.edited),
             "held_out": self._held_out_recall(),
         }
-        save_atomically(self.towers.state_dict(), self.folder / WEIGHTS)
+        save_atomically(halves, self.folder / WEIGHTS)
         write_json(self.folder / CARD, card)
         return card
+
+    def _round(self) -> dict[str, Tensor]:
+        """Round the weights to half precision, as they are kept: what is measured, taught and exported is the same."""
+        state = self.towers.state_dict()
+        halves = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
+        self.towers.load_state_dict(halves)
+        return halves
 
     def _learn_pairs(self) -> None:
         recipe, groups = self.recipe, grouped(self.kept)
@@ -168,8 +190,8 @@ class _Teaching:
             folder=self.folder, where=self.where, progress=self.progress,
         )  # fmt: skip
 
-    def _readable(self) -> set[int]:
-        """Numbers of the pictures that can be read; the others are listed in UNREADABLE."""
+    def _readable(self) -> tuple[set[int], list[tuple[str, str]]]:
+        """Numbers of the pictures that can be read; names of the others, and why."""
         bar = self.progress.add_task("looking", total=len(self.source), note="")
         good, bad = set(), []
         spec = PictureSpec(side=self.recipe.side, fit="crop")
@@ -177,10 +199,7 @@ class _Teaching:
             good |= {one.number for one in looked if one.problem is None}
             bad += [(self.source.names[one.number], one.problem) for one in looked if one.problem is not None]
             self.progress.advance(bar, len(looked))
-        list_unreadable(self.folder / UNREADABLE, bad)
-        if bad:
-            self.progress.console.print(f"{len(bad)} pictures cannot be read; {self.folder / UNREADABLE} lists them")
-        return good
+        return good, bad
 
     def _words(self) -> list[str]:
         texts = [caption for one in self.kept for caption in one.captions]
@@ -225,11 +244,16 @@ def split(plain: Sequence[Captioned], share: float) -> tuple[list[Captioned], li
     """Those to train on and those held out: whole groups, chosen by the hash of their name, so that another order or a
     longer file holds out the same."""
     limit, most = round(share * 2**32), min(MOST_HELD_OUT, len(plain) // 5)
-    kept, tried = [], []
-    for one in plain:
-        held = zlib.crc32((one.group or one.image).encode()) < limit and len(tried) < most
-        (tried if held else kept).append(one)
-    return kept, tried
+    sizes = Counter(one.group or one.image for one in plain)
+    held: set[str] = set()
+    count = 0
+    for number, name in sorted((zlib.crc32(name.encode()), name) for name in sizes):
+        count += sizes[name]
+        if number >= limit or count > most:
+            break
+        held.add(name)
+    tried = [one for one in plain if (one.group or one.image) in held]
+    return [one for one in plain if (one.group or one.image) not in held], tried
 
 
 def grouped(plain: Sequence[Captioned]) -> list[NDArray[np.int64]]:
@@ -262,16 +286,11 @@ def some(captions: Sequence[str], rng: np.random.Generator) -> str:
     return captions[int(rng.integers(len(captions)))]
 
 
-def _claim(folder: Path, recipe: TeacherRecipe) -> None:
+def _refuse_another(folder: Path, recipe: TeacherRecipe) -> None:
+    """Raises ValueError, saying what differs, when `folder` was begun with another recipe."""
     written = folder / "recipe.json"
-    if written.exists() and TeacherRecipe.read(written) != recipe:
+    if written.exists() and (was := TeacherRecipe.read(written)) != recipe:
         raise ValueError(
-            f"{folder} was begun with another recipe ({written}: {_differing(TeacherRecipe.read(written), recipe)}); "
-            "give the options it was begun with, or name another folder"
+            f"{folder} was begun with another recipe ({differing(asdict(was), asdict(recipe))}); give the options it "
+            "was begun with, or name another folder"
         )
-    recipe.write(written)
-
-
-def _differing(was: TeacherRecipe, asked: TeacherRecipe) -> str:
-    old, new = asdict(was), asdict(asked)
-    return ", ".join(f"{key} {old[key]} there, {new[key]} asked" for key in old if old[key] != new[key])

@@ -30,7 +30,7 @@ def count_words(texts: Iterable[str]) -> Counter[str]:
 
 
 def build_vocabulary(counts: Counter[str], *, at_least: int, at_most: int) -> list[str]:
-    """The words that get a token of their own: those seen `at_least` times, the most frequent first cut at `at_most`."""
+    """The words that get a token of their own: those seen `at_least` times, the `at_most` most frequent of them."""
     frequent = [word for word, count in counts.most_common(at_most) if count >= at_least]
     return sorted({*ALWAYS, *frequent})
 

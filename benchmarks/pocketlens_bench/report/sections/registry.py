@@ -1,6 +1,8 @@
 """The kinds the page knows, in its order. A new kind of measurement is one file beside this one and one line here."""
 
+from pocketlens_bench.report.sections.ablation import Ablation
 from pocketlens_bench.report.sections.accuracy import Accuracy, Score
+from pocketlens_bench.report.sections.distil import Distil
 from pocketlens_bench.report.sections.latency import Latency
 from pocketlens_bench.report.sections.load import Load
 from pocketlens_bench.report.sections.network import Network
@@ -12,6 +14,8 @@ from pocketlens_bench.report.sections.tokens import Tokens
 SECTIONS: tuple[Section, ...] = (
     Accuracy(),
     Score(),
+    Ablation(),
+    Distil(),
     Latency(),
     Load(),
     Network(),

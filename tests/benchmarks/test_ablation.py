@@ -1,0 +1,537 @@
+"""The ablation and the pace of a distillation: arithmetic over seeds, going on after a break, tables, page, errors."""
+
+import json
+import math
+import sys
+from copy import deepcopy
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from pocketlens_bench.ablation import driver, exam, summary, trial
+from pocketlens_bench.ablation.cells import CELLS, chosen, control_of
+from pocketlens_bench.cli import app
+from pocketlens_bench.report.compare import compared
+from pocketlens_bench.report.console_ablation import print_ablation
+from pocketlens_bench.report.console_distil import print_distil
+from pocketlens_bench.report.page import page_of
+from pocketlens_bench.report.results import BadResult, read_result
+from pocketlens_bench.report.sections.ablation import _ends, base_of, rows_of
+from rich.console import Console
+
+CARD = {
+    "command": None,
+    "machine": {"cpu": "Cpu", "cores": 4, "ram_gb": 24.0, "system": "Linux", "load_at_start": 0.1},
+    "threads": {"each trial": 1}, "seeds": {"trained with": "1, 2, 3"}, "sizes": {"batch": 64},
+    "versions": {"python": "3.11"}, "time": "2026-01-01T00:00:00+00:00",
+}  # fmt: skip
+STUDENT = ("composed R@1", "composed R@10", "composed mAP@10", "sketch R@10", "sketch_and_words R@10",
+           "pale_sketch R@10", "validation R@10", "validation mAP@10")  # fmt: skip
+HEADS = tuple(key for key in STUDENT if "sketch" not in key)
+
+
+def cell(name, group=None):
+    return next(each for each in CELLS if each.name == name and group in (None, each.group))
+
+
+def trials_of(values, keys=STUDENT, **more):
+    """Of one cell: what each seed's trial found, all figures of a seed alike."""
+    return {seed: dict.fromkeys(keys, value) | more for seed, value in values.items()}
+
+
+def found_of(**cells):
+    """cell name, with _ for a blank: {seed: figures}."""
+    found = {}
+    for name, several in cells.items():
+        one = cell(name.replace("_", " "))
+        for seed, figures in several.items():
+            found[one.key, seed] = {"rows": {one.name: figures}}
+    return found
+
+
+def rows_by_name(found, *names):
+    cells = [cell("base"), *(cell(name) for name in names)]
+    return {row["name"]: row for row in summary.rows_of(cells, found)}
+
+
+def ablation(left_out=()):
+    """A small result. k 2 beats the base, k 8 does not; the union is below its control; pdv stands level."""
+    base = {1: 80.0, 2: 81.0, 3: 82.0}
+    by_cell = {
+        "base": trials_of(base),
+        "k 2": trials_of({1: 85.0, 2: 86.1, 3: 87.2}),
+        "k 8": trials_of({1: 84.0, 2: 76.0, 3: 90.0}),
+        "Pic2Word": trials_of({1: 60.0, 2: 61.0, 3: 60.0}, HEADS),
+        "gated to original": trials_of({1: 83.0, 2: 84.0, 3: 85.0}, HEADS),
+        "gated to union": trials_of({1: 82.0, 2: 83.5, 3: 84.0}, HEADS),
+        "plain to union": trials_of({1: 79.0, 2: 81.5, 3: 82.5}, HEADS),
+    }
+    found = {}
+    for name, several in by_cell.items():
+        for seed, figures in several.items():
+            found[cell(name).key, seed] = {"rows": {name: figures}}
+    for seed, value in base.items():
+        rows = {
+            "words only": trials_of({seed: 5.0}, HEADS)[seed],
+            "pdv": trials_of({seed: value}, HEADS, number=0.9 + 0.2 * (seed == 3))[seed],
+        }
+        found[cell("free").key, seed] = {"rows": rows}
+    cells = [one for one in CELLS if any(key == one.key for key, _ in found)]
+    return {
+        "benchmark": "ablation", "set": "sample", "honesty": "Made up.", "left_out": list(left_out),
+        "conditions": deepcopy(CARD),
+        "tables": [{"key": "ablation", "title": "Ablation", "rows": list(summary.rows_of(cells, found))}],
+    }  # fmt: skip
+
+
+def distil(share=0.7):
+    rows = [
+        {"name": name, "seconds_per_step": 0.1 / of, "pictures_per_second": 640 * of, "of_bare": of}
+        for name, of in (("bare", 1.0), ("whole", 0.9), ("whole, with composition distillation", share))
+    ]
+    card = {**deepcopy(CARD), "device": "cpu", "precision": "no"}
+    needs = {
+        "gflops_per_picture": 0.6, "remembered_mb_per_picture": 12.0, "frozen_mb": 600.0, "trained_mb": 80.0,
+    }  # fmt: skip
+    return {
+        "benchmark": "distil", "honesty": "Made up.", "conditions": card, "needs": needs,
+        "student": {"parameters": 4_000_000, "multiply_adds": 3e8},
+        "tables": [{"key": "distil", "title": "tiny from run:teacher", "rows": rows}],
+    }  # fmt: skip
+
+
+def saved(tmp_path, made, name="one"):
+    file = tmp_path / f"{name}.json"
+    file.write_text(json.dumps(made))
+    return read_result(file)
+
+
+def page(tmp_path, made):
+    return page_of([saved(tmp_path, made)], tmp_path / "page.md").text
+
+
+def lost(text):
+    return text.partition("**Where it loses**")[2].partition("**What it does not say**")[0]
+
+
+# --- arithmetic
+
+
+def test_the_interval_is_students_over_seeds():
+    """1, 2, 6: mean 3, deviation sqrt((4 + 1 + 9) / 2) = 2.6458, t 4.303 of two degrees: 4.303 * 2.6458 / sqrt 3."""
+    found = summary.interval([1.0, 2.0, 6.0])
+    assert found["value"] == 3
+    assert found["high"] - 3 == pytest.approx(6.5730, abs=1e-3)
+    assert 3 - found["low"] == pytest.approx(6.5730, abs=1e-3)
+    assert summary.interval([1.0, 3.0])["high"] == pytest.approx(2 + 12.706 * math.sqrt(2) / math.sqrt(2))
+    assert summary.interval([7.0]) == {"value": 7.0, "low": 7.0, "high": 7.0}
+
+
+def test_the_table_of_t_is_that_of_the_distribution():
+    """By its density: between -t and t lies 95 % of Student's distribution of n - 1 degrees."""
+    for seeds, t in summary.T_95.items():
+        df = seeds - 1
+        scale = math.gamma((df + 1) / 2) / math.gamma(df / 2) / math.sqrt(df * math.pi)
+        steps = 20_000
+        middles = ((k + 0.5) * t / steps for k in range(steps))
+        inside = 2 * t / steps * sum(scale * (1 + x * x / df) ** (-(df + 1) / 2) for x in middles)
+        assert inside == pytest.approx(0.95, abs=2e-4), seeds
+
+
+def test_differences_pair_seeds():
+    """The seeds differ by 20 points, the cells within a seed by 1, 2, 3: unpaired nothing would be known."""
+    rows = rows_by_name(
+        found_of(base=trials_of({1: 50.0, 2: 60.0, 3: 70.0}), k_2=trials_of({3: 73.0, 1: 51.0, 2: 62.0})), "k 2"
+    )
+    over = rows["k 2"]["over_base"]
+    assert over["seeds"] == 3
+    assert over["composed R@10"]["value"] == pytest.approx(2)
+    assert over["composed R@10"]["high"] == pytest.approx(2 + 4.303 / math.sqrt(3))
+    assert rows["k 2"]["composed R@10"]["high"] > 80
+    assert "over_base" not in rows["base"]
+
+
+def test_heads_are_held_against_the_same_composition_on_the_vectors_as_they_are():
+    found = found_of(
+        base=trials_of({1: 10.0, 2: 10.0}),
+        gated_to_original=trials_of({1: 30.0, 2: 31.0}, HEADS),
+        gated_to_union=trials_of({1: 32.0, 2: 35.0}, HEADS),
+        plain_to_union=trials_of({1: 12.0, 2: 14.0}, HEADS),
+    )
+    rows = rows_by_name(found, "gated to original", "gated to union", "plain to union")
+    union, plain = rows["gated to union"], rows["plain to union"]
+    assert union["control"] == "gated to original"
+    assert union["over_control"]["composed mAP@10"]["value"] == 3
+    assert union["over_base"]["composed mAP@10"]["value"] == 23.5
+    assert plain["control"] == "base"
+    assert plain["over_control"] == plain["over_base"]
+    assert "control" not in rows["gated to original"]
+    assert control_of(cell("k 2")) is None
+
+
+def test_a_missing_seed_is_not_paired():
+    """Seed 2 of the base and seed 1 of the cell are missing: by place they would be paired, 3 with 1 and 2 with 3."""
+    rows = rows_by_name(found_of(base=trials_of({1: 50.0, 3: 70.0}), k_2=trials_of({2: 61.0, 3: 75.0})), "k 2")
+    assert rows["k 2"]["seeds"] == 2
+    assert rows["k 2"]["over_base"]["seeds"] == 1
+    assert rows["k 2"]["over_base"]["composed R@10"] == {"value": 5.0, "low": 5.0, "high": 5.0}
+    apart = rows_by_name(found_of(base=trials_of({1: 50.0}), k_2=trials_of({2: 61.0})), "k 2")
+    assert "over_base" not in apart["k 2"]
+
+
+def test_numbers_chosen_are_no_figures():
+    free = {row["name"]: row for row in ablation()["tables"][0]["rows"] if row["group"] == "free"}
+    assert free["pdv"]["numbers"] == [0.9, 0.9, pytest.approx(1.1)]
+    assert "number" not in free["pdv"] and "number" not in free["pdv"]["over_base"]
+    assert "numbers" not in free["words only"]
+
+
+# --- cells
+
+
+def test_names_of_no_cell_are_refused():
+    with pytest.raises(ValueError, match=r"no cell is called nonsense; the groups are base, tokens, gcd, .*free"):
+        chosen(["tokens", "nonsense"])
+
+
+def test_what_is_chosen_brings_base_and_control_along():
+    assert chosen([]) == list(CELLS)
+    assert [one.name for one in chosen(["tokens"])] == ["base", "k 1", "k 2", "k 8"]
+    assert [one.name for one in chosen(["transagg to union"])] == ["base", "transagg to original", "transagg to union"]
+    assert [one.name for one in chosen(["plain to union"])] == ["base", "plain to union"]
+
+
+def test_every_target_has_a_control_and_no_two_cells_a_folder():
+    for one in CELLS:
+        searches_another = one.kind == "heads" and not one.name.endswith("to original")
+        assert (control_of(one) is not None) == searches_another, one.name
+    assert len({one.key for one in CELLS}) == len(CELLS)
+
+
+def test_the_documents_know_how_many_trainings_there_are():
+    count = sum(one.kind in ("student", "symmetric", "phi") for one in CELLS)
+    said = (Path(__file__).parents[2] / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    assert f"{count} trainings for each seed" in said and f"{count} x seeds x steps" in said
+
+
+# --- going on after a break
+
+
+@pytest.fixture
+def made_run(tmp_path):
+    """As much of a sample run as the driver itself reads."""
+    for name in ("set/pairs.jsonl", "teacher/teacher.json"):
+        file = tmp_path / "run" / name
+        file.parent.mkdir(parents=True)
+        file.write_text('{"format": 1}')
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def acted(monkeypatch):
+    """Trials that only note who they were; some may fail."""
+    notes = {"went": [], "fails": set()}
+
+    class Acted:
+        def __init__(self, trials, one, seed, folder):
+            self.one, self.seed = one, seed
+
+        def go(self):
+            if (self.one.name, self.seed) in notes["fails"]:
+                raise RuntimeError(f"no memory at /home/somebody for {self.one.name}")
+            notes["went"].append((self.one.name, self.seed))
+            figures = dict.fromkeys(STUDENT, 10.0 * self.seed + len(self.one.name))
+            return {"cell": self.one.key, "seed": self.seed, "rows": {self.one.name: figures}}
+
+    monkeypatch.setattr(trial, "_Trial", Acted)
+    monkeypatch.setattr(trial.torch, "set_num_threads", lambda threads: None)
+    return notes
+
+
+def trials_at(run, work, steps=2):
+    return trial.Trials(run=run, work=work, base={"steps": steps, "batch": 64}, head_steps=2, threads=1)
+
+
+def test_a_killed_ablation_goes_on(made_run, acted, tmp_path):
+    acted["fails"] = {("k 2", 2)}
+    trials, cells = trials_at(made_run, tmp_path / "work"), chosen(["k 2"])
+    first = driver.measure(trials, cells, seeds=2, jobs=1)
+    assert acted["went"] == [("base", 1), ("base", 2), ("k 2", 1)]
+    assert first["left_out"] == ["tokens / k 2, seed 2: RuntimeError, see error.txt in tokens-k_2-s2"]
+    assert [(row["name"], row["seeds"]) for row in first["tables"][0]["rows"]] == [("base", 2), ("k 2", 1)]
+    assert "no memory" in (tmp_path / "work" / "tokens-k_2-s2" / "error.txt").read_text()
+    acted.update(went=[], fails=set())
+    second = driver.measure(trials, cells, seeds=2, jobs=1)
+    assert acted["went"] == [("k 2", 2)]
+    assert second["left_out"] == []
+    assert [row["seeds"] for row in second["tables"][0]["rows"]] == [2, 2]
+    assert not (tmp_path / "work" / "tokens-k_2-s2" / "error.txt").exists()
+
+
+def test_a_crooked_set_stops_all_of_it(made_run, acted, tmp_path, monkeypatch):
+    def go(self):
+        raise driver.PocketlensError("the set is crooked")
+
+    monkeypatch.setattr(trial._Trial, "go", go)
+    with pytest.raises(driver.PocketlensError, match="crooked"):
+        driver.measure(trials_at(made_run, tmp_path / "work"), chosen(["k 2"]), seeds=1, jobs=1)
+
+
+def test_without_any_base_student_nothing_is_compared(made_run, acted, tmp_path):
+    acted["fails"] = {("base", 1)}
+    with pytest.raises(driver.PocketlensError, match=r"no base student could be trained; base / base, seed 1"):
+        driver.measure(trials_at(made_run, tmp_path / "work"), chosen(["k 2"]), seeds=1, jobs=1)
+
+
+def test_trials_of_other_steps_or_another_teacher_are_not_taken_for_these(made_run, acted, tmp_path):
+    driver.measure(trials_at(made_run, tmp_path / "work"), chosen(["k 2"]), seeds=1, jobs=1)
+    with pytest.raises(driver.OtherTrials, match=r"steps 2, now 500\); take another folder"):
+        driver.measure(trials_at(made_run, tmp_path / "work", 500), chosen(["k 2"]), seeds=1, jobs=1)
+    (made_run / "teacher" / "teacher.json").write_text('{"format": 1, "pictures": 2}')
+    with pytest.raises(driver.OtherTrials, match="run "):
+        driver.measure(trials_at(made_run, tmp_path / "work"), chosen(["k 2"]), seeds=1, jobs=1)
+
+
+def test_a_result_says_what_it_was_made_with(made_run, acted, tmp_path):
+    result = driver.measure(trials_at(made_run, tmp_path / "work"), chosen(["k 2"]), seeds=2, jobs=1)
+    card = result["conditions"]
+    assert card["sizes"]["steps of a student"] == 2
+    assert card["seeds"] == {"trained with": "1, 2"}
+    assert "torch" in card["versions"]
+    assert str(tmp_path) not in json.dumps(result)
+    assert "k 2" in page(tmp_path, result)
+
+
+# --- the page
+
+
+def test_losing_rows_are_named_and_no_others(tmp_path):
+    said = lost(page(tmp_path, ablation()))
+    assert "`tokens: k 2` beats the base beyond its interval: composed R@1 +5.1 (+4.9 to +5.3)" in said
+    assert "`gated to union` is below its control `gated to original`: composed R@1 -0.8 (-1.6 to -0.1)" in said
+    assert "`plain to union` is below the base, which has no heads" not in said  # its mean is that of the base
+    assert "`pdv` (free) is at or above the base student: composed R@1 +0.0 (+0.0 to +0.0)" in said
+    for name in ("k 8", "Pic2Word", "words only"):
+        assert name not in said
+    assert "`gated to original`" not in said.replace("control `gated to original`", "")
+
+
+def test_one_seed_proves_nothing(tmp_path):
+    made = ablation()
+    for row in made["tables"][0]["rows"]:
+        row["seeds"] = 1
+        for over in ("over_base", "over_control"):
+            if over in row:
+                row[over] = {"seeds": 1} | {
+                    key: dict.fromkeys(("value", "low", "high"), figure["value"])
+                    for key, figure in row[over].items()
+                    if key != "seeds"
+                }
+    text = page(tmp_path, made)
+    assert "beats the base" not in text
+    assert "**+" not in text and "**-" not in text
+    assert "(one seed)" in lost(text)
+
+
+def test_base_and_controls_stand_in_the_table_and_differences_beyond_noise_are_bold(tmp_path):
+    text = page(tmp_path, ablation())
+    targets = text.partition("**targets**")[2].partition("**free**")[0].splitlines()
+    names = [line.split("|")[1].strip() for line in targets if line.startswith("| ")]
+    assert names[:6] == ["cell", "---", "base", "gated to original", "gated to union", "plain to union"]
+    assert "| gated to union | gated to original | **-0.8 ±0.7** |" in text
+    assert "| plain to union | base | +0.0 ±2.2 |" in text
+    assert "| k 2 | **+5.1 ±0.2** |" in text
+    assert "| k 8 | +2.3 ±16.5 |" in text
+    tokens = text.partition("**tokens**")[2].partition("**baselines**")[0]
+    assert "pale sketch R@10" in tokens and "pale sketch R@10" not in "".join(targets)
+    assert "| pdv | 0.9, 0.9, 1.1 | 81.0 ±2.5 |" in text
+
+
+def test_what_was_left_out_stands_among_the_cautions(tmp_path):
+    cautions = page(tmp_path, ablation(["tokens / k 8, seed 2: RuntimeError"])).partition("**What it does not say**")[2]
+    assert "- Made up." in cautions
+    assert "- Left out: tokens / k 8, seed 2: RuntimeError." in cautions
+
+
+def test_a_result_without_its_base_is_refused(tmp_path):
+    made = ablation()
+    made["tables"][0]["rows"] = made["tables"][0]["rows"][1:]
+    with pytest.raises(BadResult, match="no row of the group `base`"):
+        page(tmp_path, made)
+
+
+def test_what_is_far_off_does_not_squeeze_the_rest(tmp_path):
+    (each,) = saved(tmp_path, ablation()).data["tables"].each()
+    rows = rows_of(each)
+    left, right = _ends(rows, "composed R@10", base_of(each, rows).figure("composed R@10"))
+    assert 40 < left < 60  # Pic2Word and all of k 8's width, not the 5 of words only
+    assert 98 < right < 112
+
+
+def test_a_pace_below_85_percent_is_named_as_lost(tmp_path):
+    text = page(tmp_path, distil())
+    assert "`whole, with composition distillation` goes at 70% of bare" in lost(text)
+    assert "`whole` goes" not in text
+    assert "Nothing that was compared" in page(tmp_path, distil(0.86))
+    assert "| bare | 0.100 | 640 | 100% |" in text
+    assert "| weights that stay: the large image and text towers | 600 | MB |" in text
+
+
+# --- compare
+
+
+def test_rows_of_one_name_in_two_groups_are_told_apart(tmp_path):
+    old = ablation()
+    rows = old["tables"][0]["rows"]
+    rows.append({**deepcopy(rows[1]), "group": "loop"})
+    new = deepcopy(old)
+    for metric in ("composed R@10", "composed mAP@10"):
+        new["tables"][0]["rows"][1][metric] = {"value": 99.0, "low": 98.0, "high": 100.0}
+    new["tables"][0]["rows"].reverse()
+    found = compared(
+        saved(tmp_path, old, "a"), saved(tmp_path, new, "b"), everything=False, scatter=0.1, seed=0
+    )  # fmt: skip
+    assert [row["name"] for row in found["rows"]] == [
+        "ablation / tokens, k 2 / composed R@10", "ablation / tokens, k 2 / composed mAP@10",
+    ]  # fmt: skip
+    assert found["counts"]["better"] == 2
+    assert found["only_old"] == found["only_new"] == []
+
+
+def test_a_row_keeps_its_name_when_its_namesake_is_gone(tmp_path):
+    old = ablation()
+    rows = old["tables"][0]["rows"]
+    rows.append({**deepcopy(rows[1]), "group": "loop"})
+    a, b = saved(tmp_path, old, "a"), saved(tmp_path, ablation(), "b")
+    found = compared(a, b, everything=True, scatter=0.1, seed=0)
+    assert found["only_new"] == []
+    assert {name.rpartition(" / ")[0] for name in found["only_old"]} == {"ablation / loop, k 2"}
+
+
+def test_a_single_seed_is_warned_of(tmp_path):
+    made = ablation()
+    made["tables"][0]["rows"][1]["seeds"] = 1
+    a, b = saved(tmp_path, ablation(), "a"), saved(tmp_path, made, "b")
+    found = compared(a, b, everything=True, scatter=0.1, seed=0)
+    assert any("the new one have a single seed" in said for said in found["warnings"])
+    assert not any("the old one have" in said for said in found["warnings"])
+
+
+def test_paces_are_compared_by_ratio(tmp_path):
+    new = distil()
+    new["tables"][0]["rows"][1].update(seconds_per_step=0.2, pictures_per_second=320.0, of_bare=0.5)
+    new["tables"][0]["rows"][2]["of_bare"] = 0.72
+    new["needs"]["frozen_mb"] = 500.0
+    a, b = saved(tmp_path, distil(), "a"), saved(tmp_path, new, "b")
+    rows = compared(a, b, everything=False, scatter=0.1, seed=0)["rows"]
+    assert {row["name"]: row["verdict"] for row in rows} == {
+        "distil / whole / seconds_per_step": "worse",
+        "distil / whole / pictures_per_second": "worse",
+        "distil / whole / of_bare": "worse",
+        "needs / frozen_mb": "better",
+    }
+
+
+# --- the console
+
+
+def printed(show, made, width):
+    console = Console(width=width, file=StringIO())
+    show(console, made)
+    return console.file.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_tables_fit_the_console(width):
+    made = ablation(["tokens / k 8, seed 2: RuntimeError, see error.txt in tokens-k_8-s2"])
+    longest = deepcopy(made["tables"][0]["rows"][1])
+    longest.update(group="sketches", name="drawn, teacher's own vector")
+    longest["over_base"]["composed mAP@10"] = {"value": -12.3, "low": -25.0, "high": 0.4}
+    made["tables"][0]["rows"].insert(2, longest)
+    lines = printed(print_ablation, made, width)
+    assert max(map(len, lines)) <= width
+    assert any(line.startswith("  drawn, teacher's own vector ") and "-12.3 ±12.7" in line for line in lines)
+    assert any("pale" in line for line in lines) == (width == 120)
+    assert max(map(len, printed(print_distil, distil(), width))) <= width
+
+
+def test_the_console_says_number_control_and_missing_seeds():
+    made = ablation()
+    made["tables"][0]["rows"][1]["seeds"] = 2
+    text = "\n".join(printed(print_ablation, made, 80))
+    assert "pdv (0.9 to 1.1)" in text
+    assert "k 2, 2 of 3 seeds" in text
+    controls = text.partition("Targets over their controls")[2]
+    assert "gated to union  gated to original" in controls and "-0.8 ±0.7" in controls
+
+
+# --- the commands
+
+
+def run(arguments, capsys):
+    with pytest.raises(SystemExit) as left:
+        app([str(each) for each in arguments])
+    return left.value.code, capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["ablation", "run", "--work", "work"], ["distil", "sample", "photos"]],
+    ids=["ablation", "distil"],
+)
+def test_without_torch_the_extra_is_named(arguments, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    code, said = run(arguments, capsys)
+    assert code == 1
+    assert said.err == "pocketlens-bench: torch is not installed here: pip install 'pocketlens[train]'\n"
+
+
+def test_a_folder_that_is_no_run_is_refused(capsys, tmp_path):
+    code, said = run(["ablation", tmp_path, "--work", tmp_path / "work"], capsys)
+    assert code == 1
+    assert "no sample run with a set and a teacher; `pocketlens-train sample -o" in said.err
+    assert not (tmp_path / "work").exists()
+
+
+def test_an_unknown_cell_is_refused(capsys, made_run, tmp_path):
+    code, said = run(["ablation", made_run, "--work", tmp_path / "work", "--only", "k 3"], capsys)
+    assert code == 1
+    assert "no cell is called k 3; the groups are base, tokens" in said.err
+    assert not (tmp_path / "work").exists()
+
+
+def test_wrong_usage_is_refused_first(capsys, made_run, tmp_path):
+    assert run(["ablation", made_run], capsys)[0] == 2
+    code, said = run(["ablation", made_run, "--work", tmp_path / "w", "--out", tmp_path / "no" / "a.json"], capsys)
+    assert code == 2 and "--out" in said.err
+    assert run(["ablation", made_run, "--work", tmp_path / "w", "--seeds", "9"], capsys)[0] == 2
+
+
+def test_the_command_writes_what_the_page_reads(capsys, made_run, acted, tmp_path):
+    out = tmp_path / "ablation.json"
+    arguments = ["ablation", made_run, "--work", tmp_path / "w", "--only", "tokens", "--seeds", "2", "--out", out]
+    code, said = run(arguments, capsys)
+    assert code == 0, said.err
+    assert "k 8" in said.out and max(map(len, said.out.splitlines())) <= 80
+    assert "**tokens**" in page_of([read_result(out)], tmp_path / "page.md").text
+
+
+# --- one trial in earnest
+
+
+def test_a_trial_trains_answers_and_is_kept(tiny_run, tmp_path, monkeypatch, capsys):
+    small = {"validation": (20, 200), "composed": (30, 300), "sketch": (20, 200)}
+    monkeypatch.setattr(exam, "SIZES", small)
+    trials = trials_at(tiny_run, tmp_path / "work")
+    capsys.readouterr()
+    result = driver.measure(trials, chosen(["base"]), seeds=1, jobs=1)
+    assert capsys.readouterr().out == ""  # it is for the result
+    assert result["left_out"] == []
+    (row,) = result["tables"][0]["rows"]
+    assert {key for key in row if " " in key} >= set(STUDENT)
+    assert all(0 <= row[key]["value"] <= 100 for key in STUDENT)
+    kept = json.loads((tmp_path / "work" / "base-base-s1" / "figures.json").read_text())
+    assert kept["rows"]["base"]["composed R@10"] == row["composed R@10"]["value"]
+    assert sorted(file.name for file in (tmp_path / "work" / "exam").iterdir()) == [
+        "composed.npz", "sketch.npz", "validation.npz",
+    ]  # fmt: skip
