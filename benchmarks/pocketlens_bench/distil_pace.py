@@ -124,7 +124,10 @@ class _Pace:
 
     def needs(self) -> dict[str, float]:
         """What a step needs of any machine: arithmetic and what backward must remember, of one picture; and the bytes
-        of weights, frozen and trained (with gradient, both moments of AdamW and the running mean)."""
+        of weights, frozen and trained (with gradient, both moments of AdamW and the running mean).
+
+        Arithmetic is counted forward; backward is taken for twice that, and for once in the text tower, whose weights
+        learn nothing. (Torch counts the backward of grouped convolutions as if they were whole.)"""
         module = Distiller(self.student).to(self.where.device).train().requires_grad_()
         owned = {tensor.untyped_storage().data_ptr() for tensor in (*module.parameters(), *self._frozen().parameters())}
         kept: dict[int, int] = {}
@@ -135,11 +138,14 @@ class _Pace:
                 kept[storage.data_ptr()] = storage.nbytes()
             return tensor
 
-        with FlopCounterMode(display=False) as counter, saved_tensors_hooks(note, lambda tensor: tensor):
-            self._forward(module, self.pixels[0]).float().sum().backward()
-        module.zero_grad(set_to_none=True)
+        with FlopCounterMode(display=False) as of_student, torch.no_grad():
+            module(self.pixels[0])
+        with FlopCounterMode(display=False) as of_both, saved_tensors_hooks(note, lambda tensor: tensor):
+            self._forward(module, self.pixels[0])
+        student = of_student.get_total_flops()
+        arithmetic = 3 * student + 2 * (of_both.get_total_flops() - student)
         return {
-            "gflops_per_picture": counter.get_total_flops() / self.recipe.batch / 1e9,
+            "gflops_per_picture": arithmetic / self.recipe.batch / 1e9,
             "remembered_mb_per_picture": sum(kept.values()) / self.recipe.batch / 1e6,
             "frozen_mb": 4 * parameters(self._frozen()) / 1e6,
             "trained_mb": 20 * parameters(self.student) / 1e6,

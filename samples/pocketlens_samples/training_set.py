@@ -12,6 +12,7 @@ import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -179,7 +180,8 @@ def _draw(
     workers: int | None,
 ) -> None:
     done = 0
-    with ProcessPoolExecutor(workers or os.cpu_count()) as pool:
+    # Not forked: whoever calls may have threads, torch's for one.
+    with ProcessPoolExecutor(workers or os.cpu_count(), mp_context=get_context("spawn")) as pool:
         jobs = []
         for number, start in enumerate(range(0, len(pictures), SHARD)):
             some = pictures[start : start + SHARD]

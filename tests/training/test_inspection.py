@@ -62,7 +62,7 @@ def finished(home: Path, *, tokens: int = 4, anchors: int = 0) -> Path:
     run.mkdir()
     begun = {
         "format": 1, "teacher": "run:../teacher", "teacher_id": from_own("run:", teacher).id,
-        "sources": sources.relative_to(run), "recipe": recipe.as_json(),
+        "sources": sources.relative_to(run), "cache": ".", "recipe": recipe.as_json(),
     }  # fmt: skip
     write_json(run / RUN, begun)
     torch.manual_seed(3)

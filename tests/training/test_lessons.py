@@ -88,11 +88,16 @@ def test_every_lesson_logs_and_leaves_weights(tiny_run: Path) -> None:
     assert {"composition", "finds_itself", "same colour", "recall@10"} <= last.keys()
 
 
+def rounded(tensor: torch.Tensor) -> torch.Tensor:
+    """As the tower is kept once its pairs are learned."""
+    return tensor.half().float() if tensor.is_floating_point() else tensor
+
+
 def test_edit_lesson_leaves_the_image_tower_alone(tiny_run: Path) -> None:
     from safetensors.torch import load_file
 
     before, after = (load_file(tiny_run / "teacher" / f"{name}.safetensors") for name in ("pairs", "edits"))
-    assert all(torch.equal(before[name], after[name]) for name in before if name.startswith("image."))
+    assert all(torch.equal(rounded(before[name]), after[name]) for name in before if name.startswith("image."))
     assert any(not torch.equal(before[name], after[name]) for name in before if name.startswith("text."))
 
 
@@ -102,7 +107,7 @@ def test_running_statistics_do_not_move_once_vectors_are_cached(tiny_run: Path) 
 
     before, after = (load_file(tiny_run / "teacher" / f"{name}.safetensors") for name in ("pairs", "edits"))
     statistics = [name for name in before if "running" in name]
-    assert statistics and all(torch.equal(before[name], after[name]) for name in statistics)
+    assert statistics and all(torch.equal(rounded(before[name]), after[name]) for name in statistics)
 
 
 def test_the_student_is_given_no_held_out_combination_and_no_triplet(tiny_run: Path) -> None:

@@ -87,13 +87,18 @@ def test_the_vocabulary_is_cut_at_the_most_frequent() -> None:
     assert {"red", "rare"} & set(build_vocabulary(counts, at_least=1, at_most=1)) == {"red"}
 
 
+def rounded(tensor: torch.Tensor) -> torch.Tensor:
+    """As the tower is kept once its pairs are learned."""
+    return tensor.half().float() if tensor.is_floating_point() else tensor
+
+
 def test_the_edit_lesson_leaves_the_image_tower_alone(learn, tmp_path: Path) -> None:
     learn()
     before, after = (load_file(tmp_path / "teacher" / f"{name}.safetensors") for name in ("pairs", "edits"))
     # Its batch statistics stand still too: it is not run.
     image = [name for name in before if name.startswith("image.")]
     assert any("running" in name for name in image)
-    assert all(torch.equal(before[name], after[name]) for name in image)
+    assert all(torch.equal(rounded(before[name]), after[name]) for name in image)
     assert any(not torch.equal(before[name], after[name]) for name in before if name.startswith("text."))
 
 

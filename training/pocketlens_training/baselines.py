@@ -90,7 +90,13 @@ def learn_symmetric(
     """Same token learner, k, losses and batch as the student; photos without variation, no sketches: its maps are
     kept."""
     places = teacher_places(
-        material.teacher, material.photos, material.numbers, material.cache, device=where.device, progress=progress
+        material.teacher,
+        material.photos,
+        material.numbers,
+        material.raw,
+        material.cache,
+        device=where.device,
+        progress=progress,
     )
     torch.manual_seed(recipe.seed)
     module = Symmetric(places.shape[2], recipe.tokens, material.teacher.word_width)

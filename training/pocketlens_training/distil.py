@@ -193,7 +193,7 @@ class _Terms:
         teacher_width = 0
         if recipe.lar == "map":
             self.places = teacher_places(
-                material.teacher, material.photos, material.numbers, material.cache, device=where.device,
+                material.teacher, material.photos, material.numbers, material.raw, material.cache, device=where.device,
                 progress=progress,
             )  # fmt: skip
             teacher_width = self.places.shape[2]

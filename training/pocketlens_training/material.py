@@ -169,6 +169,6 @@ def _absolute(root: Path, name: str) -> str:
 
 def _split(names: list[str], held_out: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """(held out, kept) rows, by the hash of names: the same pictures whatever their order."""
-    order = np.argsort([zlib.crc32(name.encode()) for name in names], kind="stable")
+    order = np.argsort([zlib.crc32(os.fsencode(name)) for name in names], kind="stable")
     count = min(held_out, len(names) // 10)
     return np.sort(order[:count]), np.sort(order[count:])

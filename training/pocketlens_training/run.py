@@ -44,9 +44,9 @@ def refuse_another(folder: Path, asked: dict[str, Any]) -> None:
     if not (folder / RUN).exists():
         return
     was = read_run(folder)
-    for key, name in (("teacher_id", "teacher"), ("recipe", "recipe")):
+    for key, name in (("teacher_id", "teacher"), ("recipe", "recipe"), ("sources", "sources")):
         if was.get(key) != asked[key]:
-            said = differing(was["recipe"], asked["recipe"]) if key == "recipe" else f"{was['teacher']} there"
+            said = f"{was['teacher']} there" if key == "teacher_id" else differing(was[key], asked[key])
             raise ValueError(
                 f"{folder} was begun with another {name} ({said}); give the options it was begun with, or name another "
                 "folder"
@@ -54,18 +54,30 @@ def refuse_another(folder: Path, asked: dict[str, Any]) -> None:
 
 
 def portable(name: str, folder: Path) -> str:
-    """A teacher's name as written into a run: that of a folder is relative to the run."""
-    kind, _, rest = name.partition(":")
-    if kind != "run":
-        return name
-    return f"run:{os.path.relpath(Path(rest).absolute(), folder.absolute())}"
+    """A teacher's name as written into a run: a file or folder in it is relative to the run."""
+    before, local = _local_part(name, Path())
+    return name if local is None else before + os.path.relpath(local.absolute(), folder.absolute())
 
 
 def teacher_of(folder: Path) -> Teacher:
     """The teacher that run.json of `folder` names. Raises CannotTeach."""
     name = str(read_run(folder)["teacher"])
+    before, local = _local_part(name, folder)
+    return load_teacher(name if local is None else f"{before}{local}")
+
+
+def _local_part(name: str, root: Path) -> tuple[str, Path | None]:
+    """What stands before a place of this machine in a teacher's name, and that place under `root`; None if it has
+    none. A hub's repository has the form of a folder: it is one where one lies there."""
     kind, _, rest = name.partition(":")
-    return load_teacher(f"run:{folder / rest}" if kind == "run" else name)
+    if kind == "run":
+        return "run:", root / rest
+    if kind == "open_clip" and "@" in rest:
+        before, _, file = name.partition("@")
+        return f"{before}@", root / file
+    if kind == "hf" and (root / rest).is_dir():
+        return "hf:", root / rest
+    return name, None
 
 
 def read_recipe(folder: Path) -> DistilRecipe:

@@ -61,6 +61,12 @@ class Heads(nn.Module):
         super().__init__()
         self.query, self.target = query, target
 
+    def forward(self, batch: dict[str, Tensor], wanted: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and targets (batch, dim) as they are trained on each other."""
+        as_trained = getattr(self.target, "as_trained", self.target)
+        with torch.autocast(wanted.device.type, enabled=False):  # they are small: float32 costs nothing
+            return run_composition(self.query, batch), as_trained(wanted)
+
 
 def make_heads(recipe: HeadRecipe, empty_raw: Tensor) -> Heads:
     """Fresh heads; empty_raw (dim,): the raw text feature of the empty prompt. Raises ValueError for a bad name."""
@@ -123,11 +129,8 @@ def learn(
         save_atomically(heads.state_dict(), folder / f"{lesson}.safetensors")
         return
 
-    def loss_of(_module: Any, _micro: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float | Tensor]]:
-        batch, wanted = features.draw(recipe, rng)
-        query = run_composition(heads.query, batch)
-        target = heads.target
-        image = target.as_trained(wanted) if hasattr(target, "as_trained") else target(wanted)  # type: ignore[operator]
+    def loss_of(module: Any, _micro: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float | Tensor]]:
+        query, image = module(*features.draw(recipe, rng))
         return contrast(query, image, teacher.scale), {"matched": hit_rate(query, image)}
 
     train(

@@ -88,7 +88,7 @@ def prepare(trials: Trials, threads: int) -> None:
     first = _Trial(trials, CELLS[0], 1, trials.work)
     material = first._material(first.recipe)
     teacher_places(
-        material.teacher, material.photos, material.numbers, material.cache, device=first.where.device,
+        material.teacher, material.photos, material.numbers, material.raw, material.cache, device=first.where.device,
         progress=first.progress,
     )  # fmt: skip
 

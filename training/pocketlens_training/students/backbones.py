@@ -59,8 +59,9 @@ class Timm(Backbone):
         self.register_buffer("mean", 255 * torch.tensor(pixels["mean"])[:, None, None], persistent=False)
         self.register_buffer("std", 255 * torch.tensor(pixels["std"])[:, None, None], persistent=False)
         model.eval()
-        features = model.forward_features(torch.zeros(1, 3, self.side, self.side))
-        features.sum().backward()
+        with torch.enable_grad():  # a caller may have turned it off
+            features = model.forward_features(torch.zeros(1, 3, self.side, self.side))
+            features.sum().backward()
         shape = features.shape
         for parameter in model.parameters():  # layers behind the map learn nothing; several GPUs want to know which
             parameter.requires_grad_(parameter.grad is not None)

@@ -8,6 +8,7 @@ zero-shot composed retrieval in the papers' sense, although its students see no 
 from __future__ import annotations
 
 import json
+import os
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -247,7 +248,7 @@ def split(plain: Sequence[Captioned], share: float) -> tuple[list[Captioned], li
     sizes = Counter(one.group or one.image for one in plain)
     held: set[str] = set()
     count = 0
-    for number, name in sorted((zlib.crc32(name.encode()), name) for name in sizes):
+    for number, name in sorted((zlib.crc32(os.fsencode(name)), name) for name in sizes):
         count += sizes[name]
         if number >= limit or count > most:
             break
