@@ -53,7 +53,8 @@ def measure(
     bases = [ask for ask in asks if ask[0] is CELLS[0]]
     found: dict[tuple[str, int], dict[str, Any]] = {}
     left_out: list[str] = []
-    if any(not (folder_of(trials, *ask) / "figures.json").exists() for ask in asks):
+    if jobs > 1 and any(not (folder_of(trials, *ask) / "figures.json").exists() for ask in asks):
+        # Or all that begin together would compute the same.
         on_progress("teacher's vectors and maps", 0, 1)
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as one:
             one.submit(prepare, trials, jobs * trials.threads).result()
