@@ -93,7 +93,7 @@ def learn_symmetric(
         material.teacher,
         material.photos,
         material.numbers,
-        material.raw,
+        material.content,
         material.cache,
         device=where.device,
         progress=progress,

@@ -141,6 +141,9 @@ def distil(
     average: Annotated[float, typer.Option(min=0, max=0.99999, help="Decay of the weights' mean; 0: none.")] = 0.999,
     from_scratch: Annotated[bool, typer.Option("--from-scratch", help="Without timm's published weights.")] = False,
     cache: Annotated[Path | None, typer.Option(help="Folder of teacher vectors that runs share; default OUT.")] = None,
+    keep_gb: Annotated[
+        float, typer.Option(min=0, help="Fitted pictures are kept on disk up to so many GB; else decoded each time.")
+    ] = 8.0,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 20261121,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -169,7 +172,10 @@ def distil(
             bank=bank, lar=lar, lar_weight=lar_weight, sketches=sketch or ("drawn" if sketches else "none"),
         )  # fmt: skip
         sources = Sources(images=images, told=told, sketches=sketches, questions=questions)
-        learn(teacher, sources, out, recipe, where=where, progress=progress, workers=workers, cache=cache)
+        learn(
+            teacher, sources, out, recipe, where=where, progress=progress, workers=workers, cache=cache,
+            keep_bytes=int(keep_gb * 1e9),
+        )  # fmt: skip
 
 
 @app.command()

@@ -28,7 +28,9 @@ from pocketlens_training.places import grid_of, teacher_places
 from pocketlens_training.recipe import DistilRecipe
 from pocketlens_training.run import RUN, account, refuse_another
 from pocketlens_training.sets.feed import Feed
+from pocketlens_training.sets.kept import MOST_BYTES, KeptPixels, keep_pixels
 from pocketlens_training.sets.pixels import Ask, VariedPictures
+from pocketlens_training.sets.sources import Source
 from pocketlens_training.students.backbones import TINY
 from pocketlens_training.students.student import Student, make_student, student_picture
 from pocketlens_training.students.token_learner import Reading
@@ -63,6 +65,7 @@ def distil(
     progress: Progress,
     workers: int = 0,
     cache: Path | None = None,
+    keep_bytes: int = MOST_BYTES,
 ) -> Student:
     """Train a student of the teacher `teacher_name` into `folder`. Killed anywhere, the same call goes on.
 
@@ -83,19 +86,32 @@ def distil(
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / RUN, asked)  # only now: what cannot be learned has begun nothing
         list_unreadable(folder / UNREADABLE, material.unreadable)
-    learn(student, material, recipe, folder, where=where, progress=progress, workers=workers)
+    learn(student, material, recipe, folder, where=where, progress=progress, workers=workers, keep_bytes=keep_bytes)
     return student
 
 
 def learn(
     student: Student, material: Material, recipe: DistilRecipe, folder: Path, *, where: Accelerator,
-    progress: Progress, workers: int = 0,
+    progress: Progress, workers: int = 0, keep_bytes: int = MOST_BYTES,
 ) -> None:  # fmt: skip
-    """The lesson itself, on gathered material. Leaves the student frozen."""
+    """The lesson itself, on gathered material. Leaves the student frozen. keep_bytes: squares are kept on disk where
+    they take no more than that, and decoded at every step where they take more or are cropped."""
     plan = Plan(material, recipe, where.process_index)
+    spec, keep = student_picture(student, material.teacher), 0 if recipe.variation.startswith("crop") else keep_bytes
+    with where.main_process_first():
+
+        def kept(source: Source | None, numbers: NDArray[np.int64], content: str) -> KeptPixels | None:
+            if source is None:
+                return None
+            return keep_pixels(
+                source, numbers, content, spec, material.cache, progress=progress, workers=workers, most_bytes=keep
+            )
+
+        photos = kept(material.photos, material.numbers, material.content)
+        sketches = kept(material.sketches, np.unique(material.drawn[:, 0]), material.sketch_content)
     pictures = VariedPictures(
-        material.photos, student_picture(student, material.teacher), recipe.variation,  # type: ignore[arg-type]
-        sketches=material.sketches, pale=recipe.pale,
+        material.photos, spec, recipe.variation, sketches=material.sketches, pale=recipe.pale,  # type: ignore[arg-type]
+        kept=photos, kept_sketches=sketches,
     )  # fmt: skip
     feed = Feed(pictures, plan.asks, device=where.device, workers=workers)
     teach(student, feed.at, plan, material, recipe, folder, where=where, progress=progress)
@@ -193,8 +209,8 @@ class _Terms:
         teacher_width = 0
         if recipe.lar == "map":
             self.places = teacher_places(
-                material.teacher, material.photos, material.numbers, material.raw, material.cache, device=where.device,
-                progress=progress,
+                material.teacher, material.photos, material.numbers, material.content, material.cache,
+                device=where.device, progress=progress,
             )  # fmt: skip
             teacher_width = self.places.shape[2]
             self.centre = torch.from_numpy(np.asarray(self.places[:CENTRED], np.float32).mean((0, 1))).to(where.device)

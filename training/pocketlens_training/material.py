@@ -9,6 +9,8 @@ import os
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -76,10 +78,17 @@ class Material:
     sketches: Source | None = None
     drawn: NDArray[np.int64] = field(default_factory=lambda: np.empty((0, 2), np.int64))
     """(sketch number, row of its photo) of the sketches to learn from."""
+    sketch_content: str = ""
+    """What names all sketches by what they hold."""
     sketch_raw: Tensor | None = None
     """Raw teacher vectors of all sketches, by number; for `drawn-own` alone."""
     unreadable: list[tuple[str, str]] = field(default_factory=list)
     probe: Probe | None = None
+
+    @cached_property
+    def content(self) -> str:
+        """What names the photos by what they hold: 16 hex digits over their raw vectors."""
+        return sha256(self.raw.numpy().tobytes()).hexdigest()[:16]
 
     @property
     def unit(self) -> Tensor:
@@ -143,9 +152,10 @@ def _add_sketches(
     row_of = {_absolute(root, photos.names[number]): row for row, number in enumerate(material.numbers)}
     held = set(material.held.tolist())
     source = Files(file.parent, [sketch for sketch, _ in listed])
-    good = set()
+    good, content = set(), sha256()
     for looked in look(source, material.teacher.picture, workers=workers):
         good |= {one.number for one in looked if one.problem is None}
+        content.update(b"".join(one.digest for one in looked))
         material.unreadable += [(source.names[one.number], one.problem) for one in looked if one.problem is not None]
     pairs = []
     for number, (_, photo) in enumerate(listed):
@@ -155,6 +165,7 @@ def _add_sketches(
     if not pairs:
         raise BadLines(f"{file}: none of its {len(listed)} photos is among the readable pictures of --images")
     material.sketches, material.drawn = source, np.array(pairs)
+    material.sketch_content = content.hexdigest()[:16]
     if recipe.sketches == "drawn-own":
         seen = with_bar(progress, "sketches", len(source), lambda tick: teacher_vectors(
             material.teacher, source, material.cache / "features", device=where.device, workers=workers, on_done=tick,

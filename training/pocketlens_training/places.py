@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from pathlib import Path
@@ -11,7 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.progress import Progress
-from torch import Tensor
 
 from pocketlens_training.loop import CannotSave
 from pocketlens_training.sets.feed import look, pixels_of
@@ -21,14 +19,13 @@ from pocketlens_training.teachers.teacher import Teacher
 
 @torch.no_grad()
 def teacher_places(
-    teacher: Teacher, photos: Source, numbers: NDArray[np.int64], raw: Tensor, cache: Path, *, device: torch.device,
+    teacher: Teacher, photos: Source, numbers: NDArray[np.int64], content: str, cache: Path, *, device: torch.device,
     progress: Progress, workers: int = 0,
 ) -> NDArray[np.float16]:  # fmt: skip
     """Maps float16 (rows, places, width) of the pictures `numbers`, memory-mapped from `cache`. Raises CannotSave.
 
-    raw: their raw vectors (rows, dim), which say what the pictures hold, whatever they are called."""
-    named = hashlib.sha256(raw.numpy().tobytes()).hexdigest()[:16]
-    path = cache / "places" / f"{teacher.id}-{named}.npy"
+    content: what names the pictures by what they hold."""
+    path = cache / "places" / f"{teacher.id}-{content}.npy"
     if path.exists():
         return np.load(path, mmap_mode="r")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -88,8 +88,8 @@ def prepare(trials: Trials, threads: int) -> None:
     first = _Trial(trials, CELLS[0], 1, trials.work)
     material = first._material(first.recipe)
     teacher_places(
-        material.teacher, material.photos, material.numbers, material.raw, material.cache, device=first.where.device,
-        progress=first.progress,
+        material.teacher, material.photos, material.numbers, material.content, material.cache,
+        device=first.where.device, progress=first.progress,
     )  # fmt: skip
 
 

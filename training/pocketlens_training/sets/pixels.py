@@ -5,7 +5,7 @@ Owns variation (a shift, a crop, a mirror image, pencil contrast) and edge maps 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -41,13 +41,18 @@ def varied(
     data: bytes, ask: Ask, spec: PictureSpec, variation: Variation, *, pale: bool = False, name: str | None = None
 ) -> Pixels:
     """The picture with the variation that `ask.seed` gives; the same seed gives the same pixels."""
+    if not variation.startswith("crop"):
+        return changed(square(data, spec, name=name), ask, variation, pale=pale)
+    rng = np.random.default_rng([ask.seed, 1])
+    picture = _cropped(open_picture(data, name=name, near=2 * spec.side), rng)
+    if variation == "crop-mirror" and rng.random() < 0.5:
+        picture = ImageOps.mirror(picture)
+    return changed(fit(picture, spec), ask, variation, pale=pale)
+
+
+def changed(pixels: Pixels, ask: Ask, variation: Variation, *, pale: bool = False) -> Pixels:
+    """What a fitted picture becomes: its edge map, a paler sketch, moved a little."""
     rng = np.random.default_rng(ask.seed)
-    picture = open_picture(data, name=name, near=2 * spec.side)
-    if variation.startswith("crop"):
-        picture = _cropped(picture, rng)
-        if variation == "crop-mirror" and rng.random() < 0.5:
-            picture = ImageOps.mirror(picture)
-    pixels = fit(picture, spec)
     if ask.kind == "edges":
         pixels = edge_map(pixels)
     if pale and ask.kind != "photo":
@@ -111,19 +116,32 @@ def _paler(pixels: Pixels, rng: np.random.Generator) -> Pixels:
     return (255 - contrast * (255.0 - pixels)).astype(np.uint8)
 
 
+class Squares(Protocol):
+    """Fitted pictures by number of their source; sets/kept.py has them on disk."""
+
+    def take(self, number: int) -> Pixels: ...
+
+
 class VariedPictures(Dataset):
-    """What a DataLoader draws from: an Ask gives pixels uint8 (side, side, 3). "sketch" reads `sketches`."""
+    """What a DataLoader draws from: an Ask gives pixels uint8 (side, side, 3). "sketch" reads `sketches`.
+
+    kept, kept_sketches: their squares, if they need not be decoded."""
 
     def __init__(
         self, photos: Source, spec: PictureSpec, variation: Variation, *, sketches: Source | None = None,
-        pale: bool = False,
+        pale: bool = False, kept: Squares | None = None, kept_sketches: Squares | None = None,
     ) -> None:  # fmt: skip
         self.photos, self.sketches = photos, sketches
+        self.kept, self.kept_sketches = kept, kept_sketches
         self.variation: Variation = variation
         self.spec, self.pale = spec, pale
 
     def __getitem__(self, ask: Ask) -> Pixels:
-        source = self.sketches if ask.kind == "sketch" and self.sketches is not None else self.photos
+        drawn = ask.kind == "sketch" and self.sketches is not None
+        source, kept = (self.sketches, self.kept_sketches) if drawn else (self.photos, self.kept)
+        if kept is not None:
+            return changed(kept.take(ask.number), ask, self.variation, pale=self.pale)
+        assert source is not None
         name = source.names[ask.number]
         return varied(source.read(ask.number), ask, self.spec, self.variation, pale=self.pale, name=name)
 
