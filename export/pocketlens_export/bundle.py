@@ -186,6 +186,7 @@ def token_space(teacher: Teacher) -> str:
         "token-space",
         {
             "text tower": digest_arrays(weights(teacher.text)),
+            "signature": teacher.signature,
             "tokenizer": hashlib.sha256(teacher.tokenizer.to_str().encode()).hexdigest(),
             "prompts": _as_text(teacher.prompts),
             "layout": _as_text(teacher.layout),
@@ -222,6 +223,7 @@ def _write_cloud(
     union = _makes_union(trained)
     meaning = {
         "image tower": digest_arrays(weights(teacher.image)),
+        "signature": teacher.signature,
         "picture": _as_text(teacher.picture),
         "original": "raw feature / length",
     }

@@ -158,8 +158,16 @@ def _told(sizes: Sizes) -> Iterator[dict[str, object]]:
     rng = np.random.default_rng([sizes.seed, 5])
     for _ in range(sizes.told):
         spec = random_spec(rng, held_out=False)
-        edits = [edit_phrase(spec, random_edits(spec, 1, rng), rng) for _ in range(sizes.edits)]
+        edits = [edit_phrase(spec, _legal_edit(spec, rng), rng) for _ in range(sizes.edits)]
         yield {"caption": caption(spec, rng), "edits": edits}
+
+
+def _legal_edit(spec: Spec, rng: Generator) -> tuple[Edit, ...]:
+    """One edit that leads to no held-out combination."""
+    while True:
+        edits = random_edits(spec, 1, rng)
+        if not is_held_out(apply(spec, edits)):
+            return edits
 
 
 def _claim(description: Path, sizes: Sizes) -> None:

@@ -12,8 +12,15 @@ import numpy as np
 import pytest
 from PIL import Image
 from pocketlens_samples import training_set
-from pocketlens_samples.catalogue import Spec, is_held_out
-from pocketlens_samples.training_set import Sizes, edited_text, names, specifications, write_training_set
+from pocketlens_samples.catalogue import Spec, apply, is_held_out, random_edits, random_spec
+from pocketlens_samples.training_set import (
+    Sizes,
+    _legal_edit,
+    edited_text,
+    names,
+    specifications,
+    write_training_set,
+)
 
 SMALL = Sizes(pictures=24, captions=2, sketches=8, told=30, edits=2, triplets=12, questions=6, gallery=40)
 
@@ -214,3 +221,10 @@ def test_names_say_the_shard_and_the_place(monkeypatch) -> None:
         "photos-0000.tar/001.png",
         "photos-0001.tar/000.png",
     ]
+
+
+def test_what_is_told_leads_to_no_held_out_combination() -> None:
+    rng = np.random.default_rng(3)
+    specs = [random_spec(rng, held_out=False) for _ in range(400)]
+    assert not any(is_held_out(apply(spec, _legal_edit(spec, rng))) for spec in specs)
+    assert any(is_held_out(apply(spec, random_edits(spec, 1, rng))) for spec in specs)  # or nothing was tested

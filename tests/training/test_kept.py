@@ -13,6 +13,7 @@ from pocketlens_training.sets.feed import Feed
 from pocketlens_training.sets.kept import keep_pixels
 from pocketlens_training.sets.pixels import Ask, VariedPictures
 from pocketlens_training.sets.sources import Files
+from pocketlens_wire.errors import BadPicture
 from pocketlens_wire.pictures import PictureSpec
 
 SPEC = PictureSpec(side=24, fit="crop")
@@ -59,8 +60,17 @@ def test_squares_are_made_once_for_a_content_and_a_spec(photos: Files, tmp_path:
     monkeypatch.setattr(photos, "read", lambda number: read.append(number) or b"")
     keep_pixels(photos, NUMBERS, "c", SPEC, tmp_path, progress=quiet)
     assert not read
-    keep_pixels(photos, NUMBERS, "c", PictureSpec(side=16, fit="crop"), tmp_path, progress=quiet)
+    with pytest.raises(BadPicture, match="could be read a moment ago"):  # nothing is kept in place of a picture
+        keep_pixels(photos, NUMBERS, "c", PictureSpec(side=16, fit="crop"), tmp_path, progress=quiet)
     assert read
+    assert not list((tmp_path / "pixels").glob("*.part"))
+
+
+def test_another_choice_of_the_same_pictures_is_kept_apart(photos: Files, tmp_path: Path, quiet) -> None:
+    first = keep_pixels(photos, NUMBERS, "c", SPEC, tmp_path, progress=quiet)
+    second = keep_pixels(photos, NUMBERS[1:], "c", SPEC, tmp_path, progress=quiet)
+    assert first is not None and second is not None
+    assert all(np.array_equal(first.take(n), second.take(n)) for n in NUMBERS[1:].tolist())
 
 
 def test_more_than_was_allowed_is_not_kept(photos: Files, tmp_path: Path, quiet) -> None:

@@ -136,3 +136,16 @@ def test_edits_alone_are_no_set(tmp_path: Path) -> None:
     path = written(tmp_path, {"image": "a.jpg", "caption": "x", "edit": "y"})
     with pytest.raises(BadLines, match="no line with a picture and its captions"):
         read_pairs(path)
+
+
+def test_lines_of_one_picture_are_one_picture(tmp_path: Path) -> None:
+    file = tmp_path / "pairs.jsonl"
+    file.write_text(
+        '{"image": "a.jpg", "captions": ["a mug"]}\n{"image": "b.jpg", "captions": ["a hat"]}\n'
+        '{"image": "a.jpg", "captions": ["a red mug"], "group": "g"}\n'
+    )
+    plain, _ = read_pairs(file)
+    assert [(one.image, one.captions, one.group) for one in plain] == [
+        ("a.jpg", ("a mug", "a red mug"), "g"),
+        ("b.jpg", ("a hat",), None),
+    ]

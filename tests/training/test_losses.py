@@ -14,6 +14,7 @@ from pocketlens_training.losses import (
     matching,
     regridded,
     relational,
+    twins,
     without,
 )
 from torch import Tensor
@@ -128,3 +129,13 @@ def test_hit_rate() -> None:
     eye = torch.eye(4)
     assert hit_rate(eye, eye) == 1
     assert hit_rate(eye, eye[[1, 0, 2, 3]]) == 0.5
+
+
+def test_a_picture_that_stands_twice_in_a_batch_is_no_negative_of_itself() -> None:
+    image = torch.eye(3)[[0, 1, 0]]
+    text = torch.nn.functional.normalize(torch.randn(3, 3, generator=torch.Generator().manual_seed(1)), dim=1)
+    same = twins(image)
+    assert same.tolist() == [[False, False, True], [False, False, False], [True, False, False]]
+    plain, cleaned = contrast(text, image, 10.0), contrast(text, image, 10.0, same=same)
+    assert cleaned < plain  # the twin is no wrong answer
+    assert torch.allclose(cleaned, contrast(text, image, 10.0, same=same.T))

@@ -223,3 +223,15 @@ def test_each_picture_of_a_batch_has_a_seed_of_its_own() -> None:
 def test_steps_grow_with_the_set() -> None:
     assert steps_for(100_000) == 1800
     assert steps_for(50) == 600 < steps_for(400_000)
+
+
+def test_a_teacher_that_computes_otherwise_has_other_ids(little: Path) -> None:
+    from dataclasses import replace
+
+    from pocketlens_training.teachers.own import from_own
+
+    teacher = from_own("t", little / "teacher")
+    other = replace(from_own("t", little / "teacher"), signature="another activation")
+    assert teacher.id == from_own("u", little / "teacher").id
+    assert other.id != teacher.id
+    assert other.text_id != teacher.text_id

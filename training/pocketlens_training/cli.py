@@ -363,6 +363,8 @@ def _school(folder: Path, device: str, precision: str, threads: int) -> Iterator
             yield where, progress
     except (ValueError, OSError, ArithmeticError, PocketlensError) as wrong:
         _refuse(str(wrong), because=wrong)
+    except torch.OutOfMemoryError as full:
+        _refuse(f"{str(full).splitlines()[0]}: lower --batch, and raise --accumulate as much", because=full)
     if where.is_main_process:
         minutes = round((time.monotonic() - started) / 60, 1)
         summary: dict[str, Any] = {

@@ -35,6 +35,7 @@ from pocketlens_training.students.backbones import TINY
 from pocketlens_training.students.student import Student, make_student, student_picture
 from pocketlens_training.students.token_learner import Reading
 from pocketlens_training.teachers.naming import load_teacher
+from pocketlens_training.teachers.teacher import Teacher
 
 LESSON = "student"
 CENTRED = 1024  # pictures whose mean place LAR takes off
@@ -72,6 +73,8 @@ def distil(
     cache: folder of teacher vectors that runs may share; by default within `folder`. Raises CannotTeach, CannotStudy,
     NoPictures, BadLines, NotFinite, CannotSave, ValueError for a folder begun otherwise."""
     teacher = load_teacher(teacher_name)
+    check_fits(teacher, recipe)
+    sources.check()
     cache = cache or folder
     asked = account(folder, teacher_name, teacher, sources, recipe, cache)
     refuse_another(folder, asked)
@@ -88,6 +91,12 @@ def distil(
         list_unreadable(folder / UNREADABLE, material.unreadable)
     learn(student, material, recipe, folder, where=where, progress=progress, workers=workers, keep_bytes=keep_bytes)
     return student
+
+
+def check_fits(teacher: Teacher, recipe: DistilRecipe) -> None:
+    """Raises ValueError for a loss that this teacher cannot give."""
+    if recipe.lar == "match" and teacher.matching is None:
+        raise ValueError(f"{teacher.name} has no matching head, which lar match needs; use lar map")
 
 
 def learn(
@@ -216,8 +225,7 @@ class _Terms:
             self.centre = torch.from_numpy(np.asarray(self.places[:CENTRED], np.float32).mean((0, 1))).to(where.device)
         elif recipe.lar == "match":
             self.matching = material.teacher.matching
-            if self.matching is None:
-                raise ValueError(f"{material.teacher.name} has no matching head, which lar match needs; use lar map")
+            assert self.matching is not None  # check_fits saw to it
             self.matching.to(where.device)
             self.large = Feed(
                 VariedPictures(material.photos, material.teacher.picture, "none"), self._matched, device=where.device,
@@ -255,7 +263,7 @@ class _Terms:
         bank = losses.without(self.unit[torch.from_numpy(others)].to(self.device), wanted)
         loss = torch.zeros((), device=self.device)
         if kind in ("contrast", "both"):
-            loss = loss + losses.contrast(text, wanted, self.scale, bank)
+            loss = loss + losses.contrast(text, wanted, self.scale, bank, losses.twins(wanted))
         if kind in ("relational", "both"):
             loss = loss + losses.relational(text, wanted, bank, self.scale, teacher_scale=self.recipe.teacher_scale)
         return loss
@@ -274,6 +282,7 @@ class _Terms:
             seen = self.matching.look(self.large.at(micro))
         sentence = reading.sentence[:photos].float()
         likeness = self.scale * text[:photos].detach() @ wanted[:photos].T
+        likeness = likeness.masked_fill(losses.twins(wanted[:photos]), -1e4)  # a duplicate is no wrong picture
         wrong_image, wrong_sentence = losses.hard_ones(likeness), losses.hard_ones(likeness.T)
         made = self.reader.maker.rows([self.reader.alone] * photos, tokens=sentence.shape[1]).to(self.device)
         return losses.matching(

@@ -72,7 +72,7 @@ def list_unreadable(path: Path, unreadable: list[tuple[str, str]]) -> None:
     if not unreadable:
         path.unlink(missing_ok=True)
         return
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         table = csv.writer(file)
         table.writerow(("picture", "problem"))
         table.writerows(unreadable)

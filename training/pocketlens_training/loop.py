@@ -226,8 +226,8 @@ class _Run:
         first = step + 1 - (count - int(good.int().argmin()) - 1) // self.schedule.accumulate
         kept = f"the last good state is {self._saved}" if self._saved.exists() else "no state was saved before it"
         raise NotFinite(
-            f"{self.lesson}: the loss of step {first} is not a number; {kept}. Lower the rate and run again, in a new "
-            "folder if nothing else helps"
+            f"{self.lesson}: the loss of step {first} is not a number; {kept}. Lower the rate, in a new folder, or "
+            "look at what that step was shown"
         )
 
     def _say(self, step: int, figures: dict[str, float], pace: float, bar: Any, *, slow: bool) -> None:
@@ -256,7 +256,8 @@ class _Run:
             state |= {f"average.{name}": value for name, value in self.averaged.state_dict().items()}
         state |= _optimiser_tensors(self.optimiser) | {"step": torch.tensor(step + 1)}
         if self.where.scaler is not None:
-            state |= {"scaler": torch.tensor(self.where.scaler.get_scale())}
+            held = self.where.scaler.state_dict()
+            state |= {f"scaler.{name}": torch.tensor(value, dtype=torch.float64) for name, value in held.items()}
         save_atomically(state, self._saved)
 
     def _resume(self, optimiser: torch.optim.Optimizer) -> int:
@@ -268,8 +269,10 @@ class _Run:
         if self.averaged is not None:
             self.averaged.load_state_dict(_under("average.", tensors))
         _restore_optimiser(optimiser, _under("optimiser.", tensors))
-        if "scaler" in tensors and self.where.scaler is not None:
-            self.where.scaler.update(float(tensors["scaler"]))
+        if self.where.scaler is not None and (held := _under("scaler.", tensors)):
+            whole = ("growth_interval", "_growth_tracker")
+            numbers = {name: float(value) for name, value in held.items()}
+            self.where.scaler.load_state_dict({n: int(v) if n in whole else v for n, v in numbers.items()})
         self.progress.console.print(f"{self.lesson}: resumed at step {step}")
         return step
 

@@ -8,14 +8,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+SAME = 0.999
+"""Cosine from which two vectors are taken for one picture's."""
 
-def contrast(left: Tensor, right: Tensor, scale: Tensor | float, bank: Tensor | None = None) -> Tensor:
+
+def contrast(
+    left: Tensor, right: Tensor, scale: Tensor | float, bank: Tensor | None = None, same: Tensor | None = None
+) -> Tensor:
     """Symmetric InfoNCE of paired rows (batch, dim), as in CLIP (Radford et al. 2021):
     1/2 [CE(s t V^T) + CE(s v T^T)].
 
     bank: (n, dim) further negatives for the left rows only. With a frozen teacher's vectors on the right this is our
-    reading of ISA's global contrastive distillation (GCD); the paper's exact form was not available to us."""
+    reading of ISA's global contrastive distillation (GCD); the paper's exact form was not available to us. same: which
+    pairs are no negatives of each other, bool (batch, batch): a picture and its sketch, a picture twice."""
     logits = scale * left @ right.T
+    if same is not None:
+        logits = logits.masked_fill(same, -torch.inf)
     labels = torch.arange(len(left), device=left.device)
     wider = logits if bank is None else torch.cat([logits, scale * left @ bank.T], 1)
     return (F.cross_entropy(wider, labels) + F.cross_entropy(logits.T, labels)) / 2
@@ -30,9 +38,15 @@ def relational(text: Tensor, image: Tensor, bank: Tensor, scale: Tensor | float,
     return F.kl_div(told, wanted, reduction="batchmean", log_target=True)
 
 
+def twins(rows: Tensor) -> Tensor:
+    """Which pairs of frozen `rows` (batch, dim) are the same vector, bool (batch, batch); no row is its own twin."""
+    same = (rows @ rows.T).detach() > SAME
+    return same.fill_diagonal_(False)
+
+
 def without(bank: Tensor, wanted: Tensor) -> Tensor:
     """The rows of `bank` (n, dim) that are no wanted vector themselves: a positive must not be its own negative."""
-    return bank[(bank @ wanted.T).max(1).values < 0.999]
+    return bank[(bank @ wanted.T).max(1).values < SAME]
 
 
 def angle_loss(left: Tensor, right: Tensor) -> Tensor:

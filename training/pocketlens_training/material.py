@@ -27,7 +27,7 @@ from pocketlens_training.probe import Probe
 from pocketlens_training.reading import Reader, reader_of
 from pocketlens_training.recipe import DistilRecipe
 from pocketlens_training.sets.feed import look
-from pocketlens_training.sets.lines import BadLines, read_pairs, read_sketches
+from pocketlens_training.sets.lines import BadLines, read_pairs, read_sketches, read_told, read_triplets
 from pocketlens_training.sets.sources import Files, NoPictures, Source, open_source
 from pocketlens_training.teachers.teacher import Teacher
 from pocketlens_training.told import ToldBank
@@ -45,6 +45,12 @@ class Sources:
     told: Path | None = None
     sketches: Path | None = None
     questions: Path | None = None
+
+    def check(self) -> None:
+        """Read every JSON lines file once: a mistake in one shall not be found after hours. Raises BadLines."""
+        for file, read in ((self.told, read_told), (self.sketches, read_sketches), (self.questions, read_triplets)):
+            if file is not None:
+                read(file)
 
     def relative_to(self, folder: Path) -> dict[str, str | None]:
         """As a run keeps them: relative to it, so that both can be moved together."""
@@ -119,7 +125,9 @@ def gather(
         cache=cache, unreadable=seen.unreadable,
     )  # fmt: skip
     if sources.told is not None and recipe.composition_weight:
-        material.told = ToldBank(sources.told, material.unit, reader, teacher.text_id, cache / "told", progress)
+        material.told = ToldBank(
+            sources.told, material.unit, material.content, reader, teacher.text_id, cache / "told", progress
+        )
     if sources.sketches is not None and recipe.sketches.startswith("drawn"):
         _add_sketches(material, sources.sketches, recipe, where=where, progress=progress, workers=workers)
     material.probe = Probe(material, attributes, sources.questions, where=where, workers=workers, progress=progress)

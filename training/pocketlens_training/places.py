@@ -44,10 +44,11 @@ def teacher_places(
             progress.advance(bar, len(looked))
         assert held is not None
         held.flush()  # type: ignore[attr-defined]
+        partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise CannotSave(f"{path} could not be written ({error}); make room, or leave out what needs it") from error
-    partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
     return np.load(path, mmap_mode="r")
 
 

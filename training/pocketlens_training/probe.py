@@ -93,7 +93,7 @@ class Questions:
         self.material, self.where, self.file = material, where, file
         self.asked: list[Triplet] = read_triplets(file)
         listed = file.parent / "gallery.txt"
-        names = listed.read_text().split("\n")[:-1] if listed.is_file() else []
+        names = listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else []
         names = list(dict.fromkeys([*names, *(name for one in self.asked for name in one.targets)]))
         gallery = Files(file.parent, names)
         bar = progress.add_task("questions", total=len(names), note="")

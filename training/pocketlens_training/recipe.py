@@ -76,6 +76,8 @@ class DistilRecipe:
                 raise ValueError(f"{key} must be one of {', '.join(choices)}, came {getattr(self, key)!r}")
         if self.batch < 2 or self.steps < 1 or self.accumulate < 1:
             raise ValueError("batch must be at least 2, steps and accumulate at least 1")
+        if self.gcd in ("relational", "both") and self.bank < 2:
+            raise ValueError(f"gcd {self.gcd} compares with a bank: bank must be at least 2, came {self.bank}")
         if not 0 <= self.sketch_share < 1:
             raise ValueError(f"sketch_share must be 0 to 1, came {self.sketch_share}")
         if self.lar == "map" and self.variation.startswith("crop"):

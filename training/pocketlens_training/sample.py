@@ -91,7 +91,7 @@ def learn_run_heads(
     trained = load_run(run)
     teacher = on_device(trained.teacher, where)
     tune(
-        trained.student, teacher, triplets, run, recipe, reader=reader_of(teacher, where), where=where,
+        trained.student, teacher, triplets, run, recipe, reader=reader_of(teacher, where, exact=True), where=where,
         progress=progress, workers=workers,
     )  # fmt: skip
 

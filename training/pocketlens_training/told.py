@@ -29,14 +29,16 @@ class ToldBank:
     """The captions of a file, and of each picture the nearest."""
 
     def __init__(
-        self, file: Path, images: Tensor, reader: Reader, text_id: str, cache: Path, progress: Progress
+        self, file: Path, images: Tensor, content: str, reader: Reader, text_id: str, cache: Path, progress: Progress
     ) -> None:
-        """images: unit teacher vectors (rows, dim) on the CPU. text_id: names the text tower."""
-        self.told = read_told(file)[:MOST]
+        """images: unit teacher vectors (rows, dim) on the CPU, named by `content`. text_id: names the text tower."""
+        told = read_told(file)
+        self.told = told[:MOST]
+        if len(told) > MOST:
+            progress.console.print(f"{file}: the first {MOST:,} of {len(told):,} captions are used")
         self._with_edits = any(one.edits for one in self.told)
         key = hashlib.sha256(file.read_bytes())
-        key.update(images[:: max(1, len(images) // 1000)].numpy().tobytes())
-        key.update(str((len(images), MOST, text_id)).encode())
+        key.update(str((content, MOST, text_id)).encode())
         path = cache / f"nearest-{key.hexdigest()[:16]}.safetensors"
         if path.exists():
             self.nearest = load_file(path)["nearest"]

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from pocketlens_wire.spaces import digest_arrays
 from rich.progress import Progress
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from pocketlens_training.compositions import FREE, STATES, TransAgg, make_composition
 from pocketlens_training.features import list_unreadable
 from pocketlens_training.loop import Schedule, save_atomically, train, write_json
-from pocketlens_training.losses import contrast, hit_rate
+from pocketlens_training.losses import contrast, hit_rate, twins
 from pocketlens_training.reading import Reader
 from pocketlens_training.recipe import differing
 from pocketlens_training.sets.feed import look, pixels_of
@@ -80,7 +81,12 @@ def tune(
     """Make HEADS and CONTROL in `folder`, and CARD, which it returns. triplets: None where nothing is to be learned.
 
     Raises BadLines; ValueError for a bad name, missing triplets, or a folder that holds heads of another recipe."""
-    made = {"format": 1, "recipe": asdict(recipe), "triplets": None if triplets is None else triplets.name}
+    made = {
+        "format": 1,
+        "recipe": asdict(recipe),
+        "triplets": None if triplets is None else triplets.name,
+        "triplets_sha256": None if triplets is None else _digest(triplets),
+    }
     _claim(folder, made)
     control = replace(recipe, target="original")
     if triplets is None:
@@ -103,6 +109,11 @@ def tune(
             learn(heads, features, teacher, one, lesson, folder, where, progress)
     write_json(folder / CARD, made)
     return made
+
+
+def _digest(file: Path) -> str:
+    """SHA-256 over a file; of a missing one, which is named when it is read, of nothing."""
+    return hashlib.sha256(file.read_bytes() if file.is_file() else b"").hexdigest()
 
 
 def _claim(folder: Path, made: dict[str, Any]) -> None:
@@ -130,8 +141,10 @@ def learn(
         return
 
     def loss_of(module: Any, _micro: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float | Tensor]]:
-        query, image = module(*features.draw(recipe, rng))
-        return contrast(query, image, teacher.scale), {"matched": hit_rate(query, image)}
+        batch, wanted = features.draw(recipe, rng)
+        query, image = module(batch, wanted)
+        same = twins(F.normalize(wanted, dim=1))
+        return contrast(query, image, teacher.scale, same=same), {"matched": hit_rate(query, image)}
 
     train(
         lesson, heads, loss_of, Schedule(steps=recipe.steps, rate=recipe.rate, seed=recipe.seed + 3), folder=folder,
@@ -196,7 +209,8 @@ class TripletFeatures:
     ) -> TripletFeatures:  # fmt: skip
         """Computed once, then read from disk."""
         states = needs_states(recipe.composition)
-        key = hashlib.sha256(triplets.read_bytes() if triplets.is_file() else b"").hexdigest()[:12]
+        weights = digest_arrays({name: tensor.cpu().numpy() for name, tensor in student.state_dict().items()})
+        key = hashlib.sha256(f"{_digest(triplets)} {weights} {teacher.id} {teacher.text_id}".encode()).hexdigest()[:12]
         path = folder / f"triplets-{key}{'-states' if states else ''}.safetensors"
         if path.exists():
             return cls(load_file(path), where)

@@ -6,10 +6,12 @@ tenth. Only what is fitted alike every time can be kept: a crop is another one e
 from __future__ import annotations
 
 import os
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from pocketlens_wire.errors import BadPicture
 from pocketlens_wire.pictures import PictureSpec
 from rich.progress import Progress
 
@@ -48,7 +50,8 @@ def keep_pixels(
     content: what names the pictures by what they hold. Raises CannotSave."""
     if len(numbers) * spec.side**2 * 3 > most_bytes or not len(numbers):
         return None
-    path = cache / "pixels" / f"{content}-{spec.side}-{spec.fit}-{spec.resample}.npy"
+    which = sha256(numbers.astype("<i8").tobytes()).hexdigest()[:8]  # of sketches a run takes some
+    path = cache / "pixels" / f"{content}-{which}-{spec.side}-{spec.fit}-{spec.resample}.npy"
     rows = np.full(len(source), -1, np.int64)
     rows[numbers] = np.arange(len(numbers))
     if not path.exists():
@@ -66,11 +69,15 @@ def _make(
         held = np.lib.format.open_memmap(partial, "w+", np.uint8, (count, spec.side, spec.side, 3))
         for looked in look(source, spec, workers=workers):
             for one in looked:
-                if rows[one.number] >= 0 and one.pixels is not None:
-                    held[rows[one.number]] = one.pixels
+                if rows[one.number] < 0:
+                    continue
+                if one.pixels is None:
+                    raise BadPicture(f"{one.problem} It could be read a moment ago: run again.")
+                held[rows[one.number]] = one.pixels
             progress.advance(bar, len(looked))
         held.flush()
+        partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise CannotSave(f"{path} could not be written ({error}); make room, or --keep-gb 0 to decode anew") from error
-    partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -54,7 +54,8 @@ class Told:
 
 def read_pairs(path: Path) -> tuple[list[Captioned], list[Edited]]:
     """{"image", "captions": [...], "group"?, "attributes"?} and {"image", "caption", "edit"}, in any order."""
-    plain, edited = [], []
+    plain: dict[str, Captioned] = {}
+    edited = []
     for where, line in _lines(path):
         if "edit" in line:
             _known(where, line, {"image", "caption", "edit"})
@@ -68,10 +69,14 @@ def read_pairs(path: Path) -> tuple[list[Captioned], list[Edited]]:
         attributes = line.get("attributes") or {}
         if not isinstance(attributes, dict):
             raise BadLines(f"{where}: key 'attributes' must be an object, came {json.dumps(attributes)[:60]}")
-        plain.append(Captioned(_text(where, line, "image"), captions, group, attributes))
+        image = _text(where, line, "image")
+        if (known := plain.get(image)) is not None:  # a line for each caption, as some sets have it
+            captions, group = (*known.captions, *captions), known.group or group
+            attributes = {**known.attributes, **attributes}
+        plain[image] = Captioned(image, captions, group, attributes)
     if not plain:
         raise BadLines(f'{path}: no line with a picture and its captions: {{"image": "a.jpg", "captions": ["..."]}}')
-    return plain, edited
+    return list(plain.values()), edited
 
 
 def read_triplets(path: Path) -> list[Triplet]:

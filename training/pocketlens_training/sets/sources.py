@@ -46,7 +46,7 @@ class Files(Source):
         name = self.names[number]
         shard, member = _into_shard(name)
         try:
-            if shard is None:
+            if shard is None or (self.root / shard).is_dir():
                 return (self.root / name).read_bytes()
             start, length = self._members(shard)[member]
             with (self.root / shard).open("rb") as file:
@@ -54,6 +54,8 @@ class Files(Source):
                 return file.read(length)
         except KeyError as missing:
             raise BadPicture(f"{self.root / shard}: no picture {member!r} in it.") from missing  # pyright: ignore
+        except NoPictures as broken:
+            raise BadPicture(f"{broken}.") from broken
         except OSError as error:
             raise BadPicture(f"{self.root / name}: cannot be read ({error.strerror or error}).") from error
 

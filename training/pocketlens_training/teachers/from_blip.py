@@ -58,6 +58,7 @@ def from_blip(name: str, source: str) -> Teacher:
         layout=layout,
         prompts=PROMPTS,
         tokenizer=words.backend_tokenizer,
+        signature=_signature(model.config, pixels),
         matching=BlipMatching(model, image, text),
     )
 
@@ -134,6 +135,20 @@ class BlipMatching(MatchingModule):
             encoder_attention_mask=torch.ones(seen.shape[:2], dtype=torch.long, device=seen.device),
         )  # fmt: skip
         return self.head(states[:, 0])
+
+
+def _signature(config: Any, pixels: Any) -> str:
+    """The towers' configuration and the pixels', without names, paths and versions of the library."""
+    towers = {"vision": config.vision_config.to_dict(), "text": config.text_config.to_dict()}
+    kept = {
+        key: {
+            name: value
+            for name, value in tower.items()
+            if isinstance(value, bool | int | float) or name == "hidden_act"
+        }
+        for key, tower in towers.items()
+    }
+    return json.dumps({**kept, "mean": list(pixels.image_mean), "std": list(pixels.image_std)}, sort_keys=True)
 
 
 def _refuse_other_kinds(name: str, source: str) -> None:

@@ -6,7 +6,9 @@ configuration."""
 
 from __future__ import annotations
 
+import json
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +29,8 @@ FITS = {"shortest": "crop", "squash": "squash"}  # open_clip's resize_mode -> Pi
 
 
 def from_open_clip(name: str, model: str, *, pretrained: str | None = None, file: Path | None = None) -> Teacher:
-    """The teacher `name`: architecture `model` with published weights `pretrained`, or with those of `file`.
+    """The teacher `name`: architecture `model` with published weights `pretrained`, or with those of `file`, which
+    `pretrained` may name.
 
     Raises CannotTeach, naming what is wrong."""
     import open_clip
@@ -42,8 +45,9 @@ def from_open_clip(name: str, model: str, *, pretrained: str | None = None, file
     if file is None:
         whole = _published(name, model, str(pretrained))
     else:
+        pixels_of_file = _published_pixels(name, model, pretrained)
         with _quietly():  # it warns that no published weights were loaded, which is what was asked for
-            whole = open_clip.create_model(model)
+            whole = open_clip.create_model(model, force_preprocess_cfg=pixels_of_file)
         whole.load_state_dict(_weights(name, file, whole))
     frozen(whole)
     text: Any = whole if hasattr(whole, "transformer") else whole.text
@@ -62,7 +66,30 @@ def from_open_clip(name: str, model: str, *, pretrained: str | None = None, file
         layout=layout,
         prompts=PROMPTS,
         tokenizer=tokenizer,
+        signature=json.dumps({"config": config, "pixels": pixels}, sort_keys=True, default=str),
     )
+
+
+def _published_pixels(name: str, model: str, pretrained: str | None) -> dict[str, Any]:
+    """How published weights of this architecture want their pixels: open_clip keeps that with the weights, not with the
+    architecture, and a file does not say it. Of several ways, that of most published weights, and a warning."""
+    import open_clip
+
+    keys = ("mean", "std", "interpolation", "resize_mode")
+    ways: list[str] = []
+    for tag in [pretrained] if pretrained else open_clip.list_pretrained_tags_by_model(model):
+        config = open_clip.get_pretrained_cfg(model, tag) or {}
+        found = {key: config[key] for key in keys if config.get(key) is not None}
+        ways.append(json.dumps(found, sort_keys=True, default=list))
+    if not ways:
+        return {}
+    (most, _), *others = Counter(ways).most_common()
+    if others:
+        logging.getLogger("pocketlens").warning(
+            "%s: published weights of %s want pixels in different ways; taken is %s. Say whose weights the file holds: "
+            "open_clip:%s/PRETRAINED@FILE", name, model, most, model,
+        )  # fmt: skip
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in json.loads(most).items()}
 
 
 @contextmanager

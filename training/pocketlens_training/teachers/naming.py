@@ -9,9 +9,10 @@ from pocketlens_training.teachers.teacher import CannotTeach, Teacher
 FORMS = (
     ("open_clip:MODEL/PRETRAINED", "published weights of open_clip; `open_clip.list_pretrained()` names them"),
     ("open_clip:MODEL@FILE", "that architecture with weights of your own, best .safetensors"),
+    ("open_clip:MODEL/PRETRAINED@FILE", "published weights from a file; how they want pixels follows from their name"),
     ("hf:REPOSITORY or hf:FOLDER", "BLIP for image-text retrieval"),
     ("run:FOLDER", "a teacher of your own, made by `pocketlens-train teacher`"),
-    ("sample", "the sample world's, which comes along: its students speak to the sample bundle"),
+    ("sample", "the sample world's, which comes along"),
 )
 FAMILIES = (  # what teaches, an example, what its text tower sees and where it is read
     (
@@ -52,8 +53,9 @@ def load_teacher(name: str) -> Teacher:
     from pocketlens_training.teachers.from_open_clip import from_open_clip
 
     if "@" in rest:
-        model, _, file = rest.partition("@")
-        return from_open_clip(name, model, file=Path(file))
+        named, _, file = rest.partition("@")
+        model, _, pretrained = named.partition("/")
+        return from_open_clip(name, model, pretrained=pretrained or None, file=Path(file))
     model, _, pretrained = rest.partition("/")
     if not pretrained:
         raise CannotTeach(

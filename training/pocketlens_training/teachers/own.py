@@ -104,5 +104,5 @@ def as_teacher(name: str, recipe: TeacherRecipe, towers: Towers, tokenizer: Any)
     return Teacher(
         name=name, image=towers.image, text=towers.text, scale=float(towers.scale()), dim=recipe.dim,
         context=recipe.context, picture=PictureSpec(side=recipe.side, fit="crop"), layout=LAYOUT, prompts=PROMPTS,
-        tokenizer=tokenizer,
+        tokenizer=tokenizer, signature="pocketlens towers v1",
     )  # fmt: skip

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from pocketlens_training.features import list_unreadable, teacher_vectors
 from pocketlens_training.loop import Schedule, save_atomically, train, write_json
-from pocketlens_training.losses import contrast, hit_rate
+from pocketlens_training.losses import contrast, hit_rate, twins
 from pocketlens_training.reading import Reader, RowMaker
 from pocketlens_training.recipe import PROMPTS, differing
 from pocketlens_training.sets.feed import Feed, look
@@ -183,7 +183,7 @@ class _Teaching:
             _, text = module(None, self.maker.rows(texts).to(self.where.device))
             image = vectors[torch.from_numpy(rows)].to(self.where.device)
             text = F.normalize(text.float(), dim=1)
-            return contrast(image, text, self.towers.scale()), {"matched": hit_rate(text, image)}
+            return contrast(image, text, self.towers.scale(), same=twins(image)), {"matched": hit_rate(text, image)}
 
         # The image tower is not run, so even its batch statistics stand still.
         train(
@@ -249,10 +249,11 @@ def split(plain: Sequence[Captioned], share: float) -> tuple[list[Captioned], li
     held: set[str] = set()
     count = 0
     for number, name in sorted((zlib.crc32(os.fsencode(name)), name) for name in sizes):
-        count += sizes[name]
-        if number >= limit or count > most:
+        if number >= limit:
             break
-        held.add(name)
+        if count + sizes[name] <= most:
+            count += sizes[name]
+            held.add(name)
     tried = [one for one in plain if (one.group or one.image) in held]
     return [one for one in plain if (one.group or one.image) not in held], tried
 
@@ -266,15 +267,28 @@ def grouped(plain: Sequence[Captioned]) -> list[NDArray[np.int64]]:
 
 
 def draw_groups(groups: Sequence[NDArray[np.int64]], count: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """At most `count` rows, no row twice; of a drawn group up to two, side by side: they are each other's hard
-    negatives."""
-    rows: list[int] = []
-    for g in rng.choice(len(groups), min(count, len(groups)), replace=False):
-        group = groups[g]
-        rows += (rng.choice(group, 2, replace=False) if len(group) > 2 else group).tolist()
-        if len(rows) >= count:
+    """At most `count` rows, no row twice, every picture as likely: each with one more of its group, if that has more,
+    side by side: they are each other's hard negatives."""
+    group_of = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
+    rows_of = np.concatenate(groups)
+    drawn: dict[int, None] = {}
+    single: list[int] = []  # those whose group has no other left: they fill up a batch that lacks rows
+    for place in rng.permutation(len(rows_of)):
+        if len(drawn) >= count:
             break
-    return np.array(rows[:count])
+        row, group = int(rows_of[place]), groups[int(group_of[place])]
+        mates = [int(other) for other in group if other != row and int(other) not in drawn]
+        if row in drawn:
+            continue
+        if not mates and len(group) > 1:
+            single.append(row)
+            continue
+        drawn[row] = None
+        if mates:
+            drawn[mates[int(rng.integers(len(mates)))]] = None
+    for row in single:
+        drawn[row] = None
+    return np.array(list(drawn)[:count])
 
 
 def asks(numbers: Sequence[int], rng: np.random.Generator, kind: str = "photo") -> list[Ask]:

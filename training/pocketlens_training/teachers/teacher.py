@@ -98,6 +98,8 @@ class Teacher:
     layout: TextLayout
     prompts: Prompts
     tokenizer: Tokenizer
+    signature: str
+    """What the towers compute besides their weights: architecture, pooling, mean and deviation of pixels."""
     matching: MatchingModule | None = None
 
     @property
@@ -106,14 +108,15 @@ class Teacher:
 
     @cached_property
     def id(self) -> str:
-        """What names its image vectors: 16 hex digits over the image tower's weights and its pixels."""
+        """What names its image vectors: 16 hex digits over the image tower's weights, its pixels and its signature."""
         weights = digest_arrays({name: tensor.cpu().numpy() for name, tensor in self.image.state_dict().items()})
-        return sha256(f"{weights} {asdict(self.picture)}".encode()).hexdigest()[:16]
+        return sha256(f"{weights} {asdict(self.picture)} {self.signature}".encode()).hexdigest()[:16]
 
     @cached_property
     def text_id(self) -> str:
-        """What names its text tower: 16 hex digits over its weights."""
-        return digest_arrays({name: tensor.cpu().numpy() for name, tensor in self.text.state_dict().items()})[:16]
+        """What names its text tower: 16 hex digits over its weights and its signature."""
+        weights = digest_arrays({name: tensor.cpu().numpy() for name, tensor in self.text.state_dict().items()})
+        return sha256(f"{weights} {self.signature}".encode()).hexdigest()[:16]
 
     def card(self) -> dict[str, object]:
         """What people want to know of it, JSON-ready."""
