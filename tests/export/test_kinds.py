@@ -15,8 +15,9 @@ from pocketlens_edge.encoder import Encoder
 from pocketlens_export.bundle import export_bundle
 from pocketlens_training.checkpoint import load_run
 from pocketlens_training.distil import distil
+from pocketlens_training.further import learn_run_heads
 from pocketlens_training.loop import machine, progress_bar
-from pocketlens_training.sample import TINY, learn_run_heads, set_sources
+from pocketlens_training.sample import TINY, set_sources
 from pocketlens_training.tuning import HeadRecipe
 from pocketlens_wire.errors import BadQuery
 from pocketlens_wire.manifest import read_cloud, read_edge

@@ -15,8 +15,8 @@ from pocketlens_export import parity
 from pocketlens_export.bundle import export_bundle
 from pocketlens_export.cli import app
 from pocketlens_training.checkpoint import load_run, load_sibling
+from pocketlens_training.further import learn_siblings
 from pocketlens_training.loop import machine, progress_bar
-from pocketlens_training.sample import learn_siblings
 from pocketlens_wire.manifest import read_cloud, read_edge
 from typer.testing import CliRunner
 

@@ -20,12 +20,12 @@ from pocketlens_training.baselines import (
 )
 from pocketlens_training.checkpoint import load_run
 from pocketlens_training.distil import distil
+from pocketlens_training.further import learn_run_symmetric
 from pocketlens_training.loop import read_log
 from pocketlens_training.material import Sources, gather
 from pocketlens_training.places import grid_of, teacher_places
 from pocketlens_training.recipe import DistilRecipe
 from pocketlens_training.run import read_recipe
-from pocketlens_training.sample import learn_run_symmetric
 from pocketlens_training.teachers.naming import load_teacher
 
 SMALL = DistilRecipe(student="tiny-s", side=32, tokens=2, batch=8, bank=8, steps=20, held_out=4)

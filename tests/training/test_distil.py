@@ -15,11 +15,11 @@ import pytest
 import torch
 from pocketlens_training.checkpoint import load_run, load_sibling
 from pocketlens_training.distil import Plan, distil
+from pocketlens_training.further import learn_siblings
 from pocketlens_training.loop import read_log
 from pocketlens_training.material import Sources, gather
 from pocketlens_training.recipe import DistilRecipe
 from pocketlens_training.run import read_recipe, read_run
-from pocketlens_training.sample import learn_siblings
 from pocketlens_training.sets.lines import BadLines
 from pocketlens_training.sets.sources import NoPictures, open_source
 from pocketlens_training.students.student import Student, make_student

@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from pocketlens_training.checkpoint import Trained, load_run, load_sibling
 from pocketlens_training.cli import app
+from pocketlens_training.further import learn_siblings
 from pocketlens_training.loop import machine, progress_bar, read_log
 from pocketlens_training.reading import Reader, reader_of
-from pocketlens_training.sample import TINY, SampleRecipe, learn_sample, learn_siblings, set_sources
+from pocketlens_training.sample import TINY, SampleRecipe, learn_sample, set_sources
 from pocketlens_training.sets.lines import read_pairs, read_sketches
 from pocketlens_training.sets.pixels import square
 from pocketlens_training.sets.sources import Files

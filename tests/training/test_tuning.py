@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from pocketlens_training.checkpoint import load_run
 from pocketlens_training.distil import distil
+from pocketlens_training.further import learn_run_heads
 from pocketlens_training.loop import machine, progress_bar, read_log
 from pocketlens_training.material import Sources
 from pocketlens_training.reading import reader_of
 from pocketlens_training.recipe import DistilRecipe
-from pocketlens_training.sample import learn_run_heads
 from pocketlens_training.sets.lines import BadLines
 from pocketlens_training.tuning import HeadRecipe, TripletFeatures, make_heads, query_features, tune
 from safetensors.torch import load_file

@@ -26,14 +26,16 @@ from pocketlens_training.material import Material
 from pocketlens_training.places import teacher_places
 from pocketlens_training.reading import SLOT
 from pocketlens_training.recipe import DistilRecipe
-from pocketlens_training.students.student import median_norm
+from pocketlens_training.students.student import make_learner
 from pocketlens_training.students.token_learner import Reading, TokenLearner
 
 PHIS = ("pic2word", "searle", "lincir")
 INVERTED = 5000  # pictures whose tokens SEARLE optimises one by one
+INVERTED_AT_ONCE = 256
 INVERSION_STEPS = 150  # of its 350; the cosine has flattened by then here
 INVERSION_RATE = 2e-2
 SEARLE_TEMPERATURE = 0.25
+PHI_RATE = 1e-3  # the authors' 1e-4 is for ten and more times as many steps
 # Words that LinCIR keeps: it replaces nouns, adjectives and determiners, which a tagger finds; ours are all others.
 KEPT_WORDS = frozenset(
     ("of", "with", "without", "in", "on", "and", "at", "against", "by", "to", "them", "just", "is", "are", "it", "its")
@@ -43,9 +45,9 @@ KEPT_WORDS = frozenset(
 class Symmetric(nn.Module):
     """The token learner upon the large tower's map (batch, places, width)."""
 
-    def __init__(self, channels: int, tokens: int, word_width: int) -> None:
+    def __init__(self, learner: TokenLearner) -> None:
         super().__init__()
-        self.learner = TokenLearner(channels, tokens, word_width)
+        self.learner = learner
 
     def read(self, places: Tensor) -> Reading:
         return self.learner.read(places)
@@ -99,8 +101,9 @@ def learn_symmetric(
         progress=progress,
     )
     torch.manual_seed(recipe.seed)
-    module = Symmetric(places.shape[2], recipe.tokens, material.teacher.word_width)
-    module.learner.match_norm(median_norm(material.teacher))
+    module = Symmetric(
+        make_learner(recipe.student, places.shape[2], material.teacher, tokens=recipe.tokens, anchors=recipe.anchors)
+    )
     recipe = _without_sketches(recipe)
     plan = Plan(material, recipe, where.process_index)
 
@@ -137,7 +140,7 @@ def _learn_pic2word(
     """Symmetric InfoNCE of text(a photo of s) and the image's vector in the batch, with the teacher's own scale."""
     from dataclasses import replace
 
-    recipe = replace(recipe, gcd="contrast", bank=0, composition_weight=0.0, rate=recipe.rate or 1e-3)
+    recipe = replace(recipe, gcd="contrast", bank=0, composition_weight=0.0, rate=recipe.rate or PHI_RATE)
     plan = Plan(material, recipe, where.process_index)
 
     def seen_at(micro: int) -> Tensor:
@@ -152,8 +155,9 @@ def _learn_searle(
     """First a token for each of INVERTED pictures by optimisation (OTI), then phi by contrast with those tokens, both
     sides' other tokens as negatives. Its regularisation by GPT's phrases, of which we have none, is by the picture's
     vector instead: 0.75 (1 - cos(text(a photo of phi), v)); that also gives phi's words a length."""
-    rows = material.kept[:INVERTED]
-    tokens = _inverted(material, rows, folder, where, progress)
+    rng = np.random.default_rng([recipe.seed, 21])
+    rows = rng.permutation(material.kept)[:INVERTED]
+    tokens = _inverted(material, rows, recipe.seed, folder, where, progress)
     raw = material.raw[torch.from_numpy(rows)]
 
     def loss_of(module: Any, _micro: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float | Tensor]]:
@@ -166,9 +170,15 @@ def _learn_searle(
         return loss, {"cosine": (made * wanted).sum(1).mean().detach()}
 
     train(
-        "searle", phi, loss_of, Schedule(steps=recipe.steps, rate=1e-4, seed=recipe.seed, decay=0.01),
+        "searle", phi, loss_of, _schedule(recipe),
         folder=folder, where=where, progress=progress,
     )  # fmt: skip
+
+
+def _schedule(recipe: DistilRecipe) -> Schedule:
+    return Schedule(
+        steps=recipe.steps, rate=recipe.rate or PHI_RATE, seed=recipe.seed, decay=0.01, average=recipe.average
+    )
 
 
 def pooled_contrast(left: Tensor, right: Tensor, temperature: float) -> Tensor:
@@ -182,7 +192,12 @@ def pooled_contrast(left: Tensor, right: Tensor, temperature: float) -> Tensor:
 
 
 def _inverted(
-    material: Material, rows: np.ndarray, folder: Path, where: Accelerator, progress: Progress, chunk: int = 256
+    material: Material,
+    rows: np.ndarray,
+    seed: int,
+    folder: Path,
+    where: Accelerator,
+    progress: Progress,
 ) -> Tensor:
     """Tokens float32 (rows, word_width): of each picture the word whose text is nearest to it (AdamW, 2e-2)."""
     path = folder / "searle.tokens.safetensors"
@@ -190,9 +205,9 @@ def _inverted(
         return load_file(path)["tokens"]
     bar = progress.add_task("inversion", total=len(rows), note="")
     reader, parts = material.reader, []
-    for start in range(0, len(rows), chunk):
-        wanted = material.unit[torch.from_numpy(rows[start : start + chunk])].to(where.device)
-        generator = torch.Generator().manual_seed(start)
+    for start in range(0, len(rows), INVERTED_AT_ONCE):
+        wanted = material.unit[torch.from_numpy(rows[start : start + INVERTED_AT_ONCE])].to(where.device)
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + start)
         token = (torch.randn(len(wanted), 1, material.teacher.word_width, generator=generator) * 0.02).to(where.device)
         token.requires_grad_(True)
         optimiser = torch.optim.AdamW([token], lr=INVERSION_RATE, weight_decay=0.01)
@@ -229,7 +244,7 @@ def _learn_lincir(
         return F.mse_loss(told, wanted), {}
 
     train(
-        "lincir", phi, loss_of, Schedule(steps=recipe.steps, rate=1e-4, seed=recipe.seed, decay=0.01),
+        "lincir", phi, loss_of, _schedule(recipe),
         folder=folder, where=where, progress=progress,
     )  # fmt: skip
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pocketlens_training.distil import LESSON
 from pocketlens_training.recipe import DistilRecipe
 from pocketlens_training.run import RUN, read_run, teacher_of
-from pocketlens_training.students.student import Student, make_student, student_picture
+from pocketlens_training.students.student import Student, make_learner, make_student, student_picture
 from pocketlens_training.teachers.teacher import Teacher
 from pocketlens_training.tuning import CARD, CONTROL, HEADS, HeadRecipe, Heads, make_heads
 
@@ -112,7 +112,7 @@ def _load_symmetric(folder: Path, recipe: DistilRecipe, teacher: Teacher) -> nn.
         return None
     tensors = under("student.", load_file(path))
     channels = tensors["learner.project.weight"].shape[1]
-    module = Symmetric(channels, recipe.tokens, teacher.word_width)
+    module = Symmetric(make_learner(recipe.student, channels, teacher, tokens=recipe.tokens, anchors=recipe.anchors))
     module.load_state_dict(tensors)
     return _still(module)
 

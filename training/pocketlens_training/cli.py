@@ -207,7 +207,7 @@ def heads(
     Example: pocketlens-train heads runs/mine --triplets triplets.jsonl
     """
     with _school(run, device, precision, threads) as (where, progress):
-        from pocketlens_training.sample import learn_run_heads
+        from pocketlens_training.further import learn_run_heads
         from pocketlens_training.tuning import HeadRecipe
 
         recipe = HeadRecipe(seed=seed, composition=composition, target=target, steps=steps, rate=rate)
@@ -227,7 +227,7 @@ def symmetric(
     Same teacher, pictures, number of tokens, losses and steps as the run's student. It is not deployed; a bundle takes
     it along for benchmarks."""
     with _school(run, device, precision, threads) as (where, progress):
-        from pocketlens_training.sample import learn_run_symmetric
+        from pocketlens_training.further import learn_run_symmetric
 
         learn_run_symmetric(run, where=where, progress=progress, workers=workers)
 
@@ -251,7 +251,7 @@ def sibling(
     On to a device: pocketlens-export sibling RUN --tokens 8 -o DIR
     """
     with _school(run, device, precision, threads) as (where, progress):
-        from pocketlens_training.sample import learn_siblings
+        from pocketlens_training.further import learn_siblings
 
         learn_siblings(run, tokens, where=where, progress=progress, workers=workers)
 

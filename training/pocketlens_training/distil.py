@@ -261,6 +261,8 @@ class _Terms:
             return losses.angle_loss(text, wanted) * 10.0
         others = _draw(rng, self.bank_rows, min(self.recipe.bank, len(self.bank_rows)))
         bank = losses.without(self.unit[torch.from_numpy(others)].to(self.device), wanted)
+        if kind != "contrast" and not len(bank):
+            raise ValueError("gcd relational: the teacher's vectors of all pictures are the same, there is no bank")
         loss = torch.zeros((), device=self.device)
         if kind in ("contrast", "both"):
             loss = loss + losses.contrast(text, wanted, self.scale, bank, losses.twins(wanted))

@@ -38,7 +38,7 @@ class RowMaker:
     """Texts to rows, of one tokenizer, layout and context."""
 
     def __init__(self, tokenizer: Tokenizer, layout: TextLayout, context: int) -> None:
-        self._tokenizer, self._layout, self._context = tokenizer, layout, context
+        self._tokenizer, self._layout, self.context = tokenizer, layout, context
         tokenizer.no_padding()
         tokenizer.no_truncation()
         tokenizer.encode_special_tokens = True  # a typed "<slot>" is words
@@ -55,16 +55,26 @@ class RowMaker:
         for i, (_, slot, _) in enumerate(parts):
             slots = [layout.slot] * tokens if slot else []
             head = [*layout.begin, *encoded[2 * i]]
-            room = self._context - len(layout.end)
+            room = self.context - len(layout.end)
             built.append([*(head + slots + encoded[2 * i + 1])[:room], *layout.end])
             starts.append(len(head))
             lengths.append(len(slots))
         ends = [len(ids) - 1 for ids in built]
-        longest = self._context if layout.fixed_length else max(map(len, built))
+        longest = self.context if layout.fixed_length else max(map(len, built))
         token_ids = torch.full((len(built), longest), layout.pad)
         for i, ids in enumerate(built):
             token_ids[i, : len(ids)] = torch.tensor(ids)
         return Rows(token_ids, torch.tensor(starts), torch.tensor(lengths), torch.tensor(ends))
+
+    def lengths(self, texts: Sequence[str], *, tokens: int = 0) -> list[int]:
+        """How many ids the rows of `texts` would have if none were cut."""
+        around = len(self._layout.begin) + len(self._layout.end)
+        parts = [text.partition(SLOT) if tokens else (text, "", "") for text in texts]
+        encoded = self._encoded([part for before, _, after in parts for part in (before, after)])
+        return [
+            around + len(encoded[2 * i]) + len(encoded[2 * i + 1]) + (tokens if slot else 0)
+            for i, (_, slot, _) in enumerate(parts)
+        ]
 
     def _encoded(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text; equal ones, such as the parts of a prompt, are encoded once."""

@@ -5,7 +5,7 @@ The prompts are here too, because all teachers and students of this version shar
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
 
 from pocketlens_wire.manifest import Prompts
 
@@ -16,6 +16,7 @@ PROMPTS = Prompts(
     picture="a photo of {sentence}",
     words="{words}",
 )
+Record = TypeVar("Record")
 GCD = ("contrast", "relational", "both", "cosine")
 LAR = ("none", "map", "match")
 SKETCHES = ("none", "edges", "drawn", "drawn-own")
@@ -23,7 +24,7 @@ SKETCHES = ("none", "edges", "drawn", "drawn-own")
 
 @dataclass(frozen=True, kw_only=True)
 class DistilRecipe:
-    """Steps in optimiser steps, rates AdamW's peaks. Which defaults were measured, and how, docs/results.md says."""
+    """Steps in optimiser steps, rates AdamW's peaks. `pocketlens-bench ablation` compares them."""
 
     seed: int = 20261121
     student: str = "tiny"
@@ -91,13 +92,18 @@ class DistilRecipe:
     @classmethod
     def of_json(cls, raw: dict[str, Any], where: str) -> DistilRecipe:
         """Raises ValueError, naming keys, for a recipe of another version."""
-        known = {field.name for field in fields(cls)}
-        if raw.keys() != known:
-            raise ValueError(
-                f"{where}: recipe keys missing {sorted(known - raw.keys())}, unknown {sorted(raw.keys() - known)}; "
-                "start a new run folder"
-            )
-        return cls(**raw)
+        return strictly(cls, raw, where)
+
+
+def strictly(kind: type[Record], raw: dict[str, Any], where: str) -> Record:
+    """The record of `raw`. Raises ValueError, naming keys, for one of another version."""
+    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    if raw.keys() != known:
+        raise ValueError(
+            f"{where}: recipe keys missing {sorted(known - raw.keys())}, unknown {sorted(raw.keys() - known)}; begin "
+            "in a new folder"
+        )
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in raw.items()})
 
 
 def differing(was: dict[str, Any], asked: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ from torch import Tensor
 from pocketlens_training.loop import save_atomically
 from pocketlens_training.losses import angle_loss
 from pocketlens_training.reading import SLOT, Reader
-from pocketlens_training.sets.lines import read_told
+from pocketlens_training.sets.lines import BadLines, Told, read_told
 
 MOST = 200_000  # captions: the search for the nearest is exact
 CHUNK = 512
@@ -32,13 +32,10 @@ class ToldBank:
         self, file: Path, images: Tensor, content: str, reader: Reader, text_id: str, cache: Path, progress: Progress
     ) -> None:
         """images: unit teacher vectors (rows, dim) on the CPU, named by `content`. text_id: names the text tower."""
-        told = read_told(file)
-        self.told = told[:MOST]
-        if len(told) > MOST:
-            progress.console.print(f"{file}: the first {MOST:,} of {len(told):,} captions are used")
+        self.told = _fitting(read_told(file), file, reader, progress)
         self._with_edits = any(one.edits for one in self.told)
         key = hashlib.sha256(file.read_bytes())
-        key.update(str((content, MOST, text_id)).encode())
+        key.update(str((content, len(self.told), text_id)).encode())
         path = cache / f"nearest-{key.hexdigest()[:16]}.safetensors"
         if path.exists():
             self.nearest = load_file(path)["nearest"]
@@ -46,9 +43,6 @@ class ToldBank:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.nearest = _nearest(images, self._vectors(reader, progress), reader.where.device, progress)
         save_atomically({"nearest": self.nearest}, path)
-
-    def caption_of(self, row: int) -> str:
-        return self.told[int(self.nearest[row])].caption
 
     def composition_loss(
         self, reader: Reader, sentence: Tensor, rows: NDArray[np.int64], rng: np.random.Generator
@@ -81,6 +75,21 @@ class ToldBank:
             parts.append(reader.unit(some))
             progress.advance(bar, len(some))
         return torch.cat(parts)
+
+
+def _fitting(told: list[Told], file: Path, reader: Reader, progress: Progress) -> list[Told]:
+    """Those whose caption leaves room for their longest edit (cut, they would teach that edits say nothing), at most
+    MOST. What is left out is said."""
+    longest = [reader.composed(max(one.edits, key=len, default="")).replace(SLOT, one.caption, 1) for one in told]
+    lengths = [n for i in range(0, len(told), CHUNK) for n in reader.maker.lengths(longest[i : i + CHUNK])]
+    fitting = [one for one, length in zip(told, lengths, strict=True) if length <= reader.maker.context]
+    if long := len(told) - len(fitting):
+        progress.console.print(f"{file}: {long:,} captions are left out: with their edits they are too long for a row")
+    if len(fitting) > MOST:
+        progress.console.print(f"{file}: the first {MOST:,} of {len(fitting):,} captions are used")
+    if not fitting:
+        raise BadLines(f"{file}: no caption is short enough for a row of {reader.maker.context} ids with its edit")
+    return fitting[:MOST]
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ from rich.progress import Progress
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pocketlens_training.compositions import FREE, STATES, TransAgg, make_composition
+from pocketlens_training.compositions import STATES, TransAgg, make_composition
 from pocketlens_training.features import list_unreadable
 from pocketlens_training.loop import Schedule, save_atomically, train, write_json
 from pocketlens_training.losses import contrast, hit_rate, twins
@@ -30,7 +30,7 @@ from pocketlens_training.sets.lines import BadLines, Triplet, read_triplets
 from pocketlens_training.sets.pixels import square
 from pocketlens_training.sets.sources import Files
 from pocketlens_training.students.student import Student, student_picture
-from pocketlens_training.targets import make_target, split_name
+from pocketlens_training.targets import make_target
 from pocketlens_training.teachers.teacher import Teacher
 
 HEADS, CONTROL, CARD, BEGUN = "heads", "heads-control", "heads.json", "heads-recipe.json"
@@ -162,11 +162,6 @@ def run_composition(query: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 
 def needs_states(composition: str) -> bool:
     return composition == "transagg"
-
-
-def is_free(composition: str) -> bool:
-    """Whether a composition needs no training."""
-    return split_name(composition)[0] in FREE
 
 
 @torch.no_grad()

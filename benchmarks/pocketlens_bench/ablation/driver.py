@@ -26,7 +26,8 @@ SETTINGS = "settings.json"
 HONESTY = (
     "Steps are fewer than the committed bundle's, so that every cell can be trained with several seeds: differences "
     "between cells are what counts. The interval is over seeds (Student's t), the questions are the same for all; "
-    "differences pair seeds. Numbers of training-free rows are chosen on a validation set of other questions. The "
+    "differences pair seeds; all seeds share one teacher and one set. Numbers of training-free rows are chosen on a "
+    "validation set of other questions. The "
     "sample world teaches composition by text-side edit supervision, so nothing here is zero-shot composed retrieval "
     "in the papers' sense; SEARLE and LinCIR are adapted (training/pocketlens_training/baselines.py says how) and "
     "trained here on this world's pictures and captions alone."
@@ -91,7 +92,8 @@ def measure(
 
 def _claim(trials: Trials) -> None:
     """Refuse a folder whose trials had other steps, another teacher or set: their figures would be taken for these."""
-    files = (trials.run / "teacher" / "teacher.json", trials.run / "set" / "pairs.jsonl")
+    names = ("pairs.jsonl", "told.jsonl", "sketches.jsonl", "triplets.jsonl")
+    files = [trials.run / "teacher" / "teacher.safetensors", *(trials.run / "set" / name for name in names)]
     ours = {
         **trials.base,
         "head_steps": trials.head_steps,

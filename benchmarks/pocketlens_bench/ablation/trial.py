@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,10 @@ class Trials:
 
 
 def folder_of(trials: Trials, cell: Cell, seed: int) -> Path:
-    return trials.work / f"{cell.key}-s{seed}"
+    """A cell that is changed, or another recipe's defaults, gets a folder of its own."""
+    recipe = DistilRecipe(**{**trials.base, **(cell.change if cell.kind == "student" else {})})
+    asked = json.dumps([asdict(recipe), dict(cell.change), trials.head_steps], sort_keys=True)
+    return trials.work / f"{cell.key}-{sha256(asked.encode()).hexdigest()[:6]}-s{seed}"
 
 
 def attempt(trials: Trials, cell: Cell, seed: int) -> dict[str, Any]:
@@ -135,7 +139,7 @@ class _Trial:
         student = self.base_student()
         recipe = HeadRecipe(seed=self.seed, steps=self.trials.head_steps, **self.cell.change)
         triplets = self.trials.run / "set" / "triplets.jsonl"
-        shared = self.trials.work / f"base-base-s{self.seed}"
+        shared = folder_of(self.trials, CELLS[0], self.seed)
         features = TripletFeatures.of(
             student, self.teacher, triplets, shared, recipe, self.reader, self.where, self.progress, 0
         )
@@ -196,7 +200,7 @@ class _Trial:
 
     def base_student(self) -> Student:
         """The base student of this seed. Raises FileNotFoundError before it is trained."""
-        path = self.trials.work / f"base-base-s{self.seed}" / "student.safetensors"
+        path = folder_of(self.trials, CELLS[0], self.seed) / "student.safetensors"
         if not path.exists():
             raise FileNotFoundError(f"{path}: the base student of seed {self.seed} comes first")
         recipe = DistilRecipe(**{**self.trials.base, "seed": self.seed})

@@ -40,13 +40,18 @@ def make_student(
     if not 1 <= tokens <= MOST_TOKENS:
         raise ValueError(f"a picture becomes 1 to {MOST_TOKENS} tokens, {tokens} were asked for")
     encoder = make_backbone(name, side=side, pretrained=pretrained)
+    return Student(encoder, make_learner(name, encoder.channels, teacher, tokens=tokens, anchors=anchors))
+
+
+def make_learner(name: str, channels: int, teacher: Teacher, *, tokens: int, anchors: int = 0) -> TokenLearner:
+    """A fresh token learner of the size that the backbone `name` gets, upon a map of `channels`."""
     own = name in TINY
     learner = TokenLearner(
-        encoder.channels, tokens, teacher.word_width, width=128 if own else 256, heads=4 if own else 8,
+        channels, tokens, teacher.word_width, width=128 if own else 256, heads=4 if own else 8,
         anchors=words_of(teacher, anchors) if anchors else None,
     )  # fmt: skip
     learner.match_norm(median_norm(teacher))
-    return Student(encoder, learner)
+    return learner
 
 
 def median_norm(teacher: Teacher) -> float:

@@ -6,7 +6,7 @@ float32 made of them is what is taught and exported, so that nothing is lost by 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from pocketlens_training.loop import write_json
-from pocketlens_training.recipe import PROMPTS
+from pocketlens_training.recipe import PROMPTS, strictly
 from pocketlens_training.sets.pixels import VARIATIONS
 from pocketlens_training.teachers.teacher import CannotTeach, Teacher, frozen
 from pocketlens_training.teachers.tokenizing import read_tokenizer
@@ -66,14 +66,7 @@ class TeacherRecipe:
     @classmethod
     def read(cls, path: Path) -> TeacherRecipe:
         """Raises ValueError, naming keys, for a recipe of another version."""
-        raw: dict[str, Any] = json.loads(path.read_text())
-        known = {field.name for field in fields(cls)}
-        if raw.keys() != known:
-            raise ValueError(
-                f"{path}: recipe keys missing {sorted(known - raw.keys())}, unknown {sorted(raw.keys() - known)}; "
-                "start a new folder"
-            )
-        return cls(**{**raw, "widths": tuple(raw["widths"])})
+        return strictly(cls, json.loads(path.read_text()), str(path))
 
 
 def build_towers(recipe: TeacherRecipe, vocabulary: int) -> Towers:

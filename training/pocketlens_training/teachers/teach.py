@@ -7,14 +7,16 @@ zero-shot composed retrieval in the papers' sense, although its students see no 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -50,13 +52,16 @@ def teach(
     Killed anywhere, the same call goes on. Raises BadLines, NoPictures, ValueError for a folder begun otherwise."""
     if (folder / CARD).is_file() and (folder / WEIGHTS).is_file():
         _refuse_another(folder, recipe)
-        return json.loads((folder / CARD).read_text())
+        card = json.loads((folder / CARD).read_text())
+        if card["pairs_sha256"] != _digest(pairs):
+            raise ValueError(f"{folder} holds a teacher of another set than {pairs}; name another folder")
+        return card
     return _Teaching(pairs, folder, recipe, where, progress, workers).go()
 
 
 def steps_for(pictures: int) -> int:
-    """Steps of 256 pictures that suit a set: 1,800 for 100,000, growing with the root of its size. Ours, by trial on
-    the sample world from 2,000 to 100,000 pictures."""
+    """Steps of 256 pictures that suit a set: 1,800 for 100,000, as the sample world's teacher took, growing with the
+    root of its size. A rule of thumb: other sizes were not tried at full length."""
     return max(600, round(1800 * (pictures / 100_000) ** 0.5))
 
 
@@ -69,6 +74,7 @@ class _Teaching:
         _refuse_another(folder, recipe)
         self.folder, self.recipe, self.where, self.progress, self.workers = folder, recipe, where, progress, workers
         plain, edited = read_pairs(pairs)
+        self.digest = _digest(pairs)
         self.numbers = {name: i for i, name in enumerate(dict.fromkeys(one.image for one in plain))}
         if strange := next((one.image for one in edited if one.image not in self.numbers), None):
             raise BadLines(f"{pairs}: {strange!r} has an edit but no line with its captions")
@@ -89,6 +95,15 @@ class _Teaching:
         torch.manual_seed(recipe.seed)
         self.towers = build_towers(recipe, self.tokenizer.get_vocab_size())
         self.maker = RowMaker(self.tokenizer, LAYOUT, recipe.context)
+        self._leave_out_long_edits()
+
+    def _leave_out_long_edits(self) -> None:
+        """A caption that leaves no room for its edit would teach that edits say nothing."""
+        lengths = self.maker.lengths([edited_text(one) for one in self.edited])
+        long = sum(length > self.recipe.context for length in lengths)
+        if long:
+            self.progress.console.print(f"{long} edits are left out: with their caption they are too long for a row")
+        self.edited = [one for one, n in zip(self.edited, lengths, strict=True) if n <= self.recipe.context]
 
     def _begin(self) -> None:
         """Write recipe and words; only now: what cannot be learned from has begun nothing."""
@@ -112,6 +127,7 @@ class _Teaching:
         halves = self._round()
         card = {
             "format": 1,
+            "pairs_sha256": self.digest,
             "vocabulary": self.tokenizer.get_vocab_size(),
             "pictures": len(self.kept),
             "captions": sum(len(one.captions) for one in self.kept),
@@ -135,6 +151,7 @@ class _Teaching:
         spec = PictureSpec(side=recipe.side, fit="crop")
         pictures = VariedPictures(self.source, spec, recipe.variation)  # type: ignore[arg-type]
 
+        @lru_cache(maxsize=64)  # pixels are planned ahead of the texts
         def chosen(micro: int) -> NDArray[np.int64]:
             return draw_groups(groups, recipe.batch, self._rng(1, micro))
 
@@ -173,8 +190,7 @@ class _Teaching:
 
         def text_for(i: int, rng: np.random.Generator) -> str:
             if edits[i] and rng.random() < recipe.edit_share:
-                one = edits[i][int(rng.integers(len(edits[i])))]
-                return PROMPTS.composed.replace("{words}", one.edit).replace("{sentence}", one.caption)
+                return edited_text(edits[i][int(rng.integers(len(edits[i])))])
             return some(self.kept[i].captions, rng)
 
         def loss_of(module: Any, micro: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float | Tensor]]:
@@ -258,28 +274,36 @@ def split(plain: Sequence[Captioned], share: float) -> tuple[list[Captioned], li
     return [one for one in plain if (one.group or one.image) not in held], tried
 
 
-def grouped(plain: Sequence[Captioned]) -> list[NDArray[np.int64]]:
-    """Rows of each group; a picture without a group is one of its own."""
+class Groups(NamedTuple):
+    """Rows of each group, and of each row its group."""
+
+    rows: list[NDArray[np.int64]]
+    of_row: NDArray[np.int64]
+
+
+def grouped(plain: Sequence[Captioned]) -> Groups:
+    """A picture without a group is one of its own."""
     groups: defaultdict[str, list[int]] = defaultdict(list)
     for row, one in enumerate(plain):
         groups[f"group {one.group}" if one.group is not None else f"picture {row}"].append(row)
-    return [np.array(rows) for rows in groups.values()]
+    of_row = np.empty(len(plain), np.int64)
+    for number, rows in enumerate(groups.values()):
+        of_row[rows] = number
+    return Groups([np.array(rows) for rows in groups.values()], of_row)
 
 
-def draw_groups(groups: Sequence[NDArray[np.int64]], count: int, rng: np.random.Generator) -> NDArray[np.int64]:
+def draw_groups(groups: Groups, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
     """At most `count` rows, no row twice, every picture as likely: each with one more of its group, if that has more,
     side by side: they are each other's hard negatives."""
-    group_of = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
-    rows_of = np.concatenate(groups)
     drawn: dict[int, None] = {}
     single: list[int] = []  # those whose group has no other left: they fill up a batch that lacks rows
-    for place in rng.permutation(len(rows_of)):
+    for row in rng.permutation(len(groups.of_row)).tolist():
         if len(drawn) >= count:
             break
-        row, group = int(rows_of[place]), groups[int(group_of[place])]
-        mates = [int(other) for other in group if other != row and int(other) not in drawn]
         if row in drawn:
             continue
+        group = groups.rows[int(groups.of_row[row])]
+        mates = [other for other in group.tolist() if other != row and other not in drawn]
         if not mates and len(group) > 1:
             single.append(row)
             continue
@@ -289,6 +313,16 @@ def draw_groups(groups: Sequence[NDArray[np.int64]], count: int, rng: np.random.
     for row in single:
         drawn[row] = None
     return np.array(list(drawn)[:count])
+
+
+def edited_text(one: Edited) -> str:
+    """A caption followed by a change, as a composed query has them."""
+    return PROMPTS.composed.replace("{words}", one.edit).replace("{sentence}", one.caption)
+
+
+def _digest(pairs: Path) -> str:
+    """SHA-256 over a file; of a missing one, which is named when it is read, of nothing."""
+    return hashlib.sha256(pairs.read_bytes() if pairs.is_file() else b"").hexdigest()
 
 
 def asks(numbers: Sequence[int], rng: np.random.Generator, kind: str = "photo") -> list[Ask]:
