@@ -1,30 +1,18 @@
-"""The ablation and the pace of a distillation: arithmetic over seeds, going on after a break, tables, page, errors."""
+"""The ablation: arithmetic over seeds, cells, going on after a break, commands, a trial in earnest."""
 
 import json
 import math
 import sys
-from copy import deepcopy
-from io import StringIO
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from pocketlens_bench.ablation import driver, exam, summary, trial
 from pocketlens_bench.ablation.cells import CELLS, chosen, control_of
 from pocketlens_bench.cli import app
-from pocketlens_bench.report.compare import compared
-from pocketlens_bench.report.console_ablation import print_ablation
-from pocketlens_bench.report.console_distil import print_distil
 from pocketlens_bench.report.page import page_of
-from pocketlens_bench.report.results import BadResult, read_result
-from pocketlens_bench.report.sections.ablation import _ends, base_of, rows_of
-from rich.console import Console
+from pocketlens_bench.report.results import read_result
 
-CARD = {
-    "command": None,
-    "machine": {"cpu": "Cpu", "cores": 4, "ram_gb": 24.0, "system": "Linux", "load_at_start": 0.1},
-    "threads": {"each trial": 1}, "seeds": {"trained with": "1, 2, 3"}, "sizes": {"batch": 64},
-    "versions": {"python": "3.11"}, "time": "2026-01-01T00:00:00+00:00",
-}  # fmt: skip
 STUDENT = ("composed R@1", "composed R@10", "composed mAP@10", "sketch R@10", "sketch_and_words R@10",
            "pale_sketch R@10", "validation R@10", "validation mAP@10")  # fmt: skip
 HEADS = tuple(key for key in STUDENT if "sketch" not in key)
@@ -52,66 +40,6 @@ def found_of(**cells):
 def rows_by_name(found, *names):
     cells = [cell("base"), *(cell(name) for name in names)]
     return {row["name"]: row for row in summary.rows_of(cells, found)}
-
-
-def ablation(left_out=()):
-    """A small result. k 2 beats the base, k 8 does not; the union is below its control; pdv stands level."""
-    base = {1: 80.0, 2: 81.0, 3: 82.0}
-    by_cell = {
-        "base": trials_of(base),
-        "k 2": trials_of({1: 85.0, 2: 86.1, 3: 87.2}),
-        "k 8": trials_of({1: 84.0, 2: 76.0, 3: 90.0}),
-        "Pic2Word": trials_of({1: 60.0, 2: 61.0, 3: 60.0}, HEADS),
-        "gated to original": trials_of({1: 83.0, 2: 84.0, 3: 85.0}, HEADS),
-        "gated to union": trials_of({1: 82.0, 2: 83.5, 3: 84.0}, HEADS),
-        "plain to union": trials_of({1: 79.0, 2: 81.5, 3: 82.5}, HEADS),
-    }
-    found = {}
-    for name, several in by_cell.items():
-        for seed, figures in several.items():
-            found[cell(name).key, seed] = {"rows": {name: figures}}
-    for seed, value in base.items():
-        rows = {
-            "words only": trials_of({seed: 5.0}, HEADS)[seed],
-            "pdv": trials_of({seed: value}, HEADS, number=0.9 + 0.2 * (seed == 3))[seed],
-        }
-        found[cell("free").key, seed] = {"rows": rows}
-    cells = [one for one in CELLS if any(key == one.key for key, _ in found)]
-    return {
-        "benchmark": "ablation", "set": "sample", "honesty": "Made up.", "left_out": list(left_out),
-        "conditions": deepcopy(CARD),
-        "tables": [{"key": "ablation", "title": "Ablation", "rows": list(summary.rows_of(cells, found))}],
-    }  # fmt: skip
-
-
-def distil(share=0.7):
-    rows = [
-        {"name": name, "seconds_per_step": 0.1 / of, "pictures_per_second": 640 * of, "of_bare": of}
-        for name, of in (("bare", 1.0), ("whole", 0.9), ("whole, with composition distillation", share))
-    ]
-    card = {**deepcopy(CARD), "device": "cpu", "precision": "no"}
-    needs = {
-        "gflops_per_picture": 0.6, "remembered_mb_per_picture": 12.0, "frozen_mb": 600.0, "trained_mb": 80.0,
-    }  # fmt: skip
-    return {
-        "benchmark": "distil", "honesty": "Made up.", "conditions": card, "needs": needs,
-        "student": {"parameters": 4_000_000, "multiply_adds": 3e8},
-        "tables": [{"key": "distil", "title": "tiny from run:teacher", "rows": rows}],
-    }  # fmt: skip
-
-
-def saved(tmp_path, made, name="one"):
-    file = tmp_path / f"{name}.json"
-    file.write_text(json.dumps(made))
-    return read_result(file)
-
-
-def page(tmp_path, made):
-    return page_of([saved(tmp_path, made)], tmp_path / "page.md").text
-
-
-def lost(text):
-    return text.partition("**Where it loses**")[2].partition("**What it does not say**")[0]
 
 
 # --- arithmetic
@@ -179,7 +107,7 @@ def test_a_missing_seed_is_not_paired():
     assert "over_base" not in apart["k 2"]
 
 
-def test_numbers_chosen_are_no_figures():
+def test_numbers_chosen_are_no_figures(ablation):
     free = {row["name"]: row for row in ablation()["tables"][0]["rows"] if row["group"] == "free"}
     assert free["pdv"]["numbers"] == [0.9, 0.9, pytest.approx(1.1)]
     assert "number" not in free["pdv"] and "number" not in free["pdv"]["over_base"]
@@ -208,6 +136,15 @@ def test_every_target_has_a_control_and_no_two_cells_a_folder():
     assert len({one.key for one in CELLS}) == len(CELLS)
 
 
+def test_trials_of_another_recipe_lie_in_another_folder():
+    def folder(one, steps=2):
+        return trial.folder_of(trials_at(Path("run"), Path("work"), steps), one, 1)
+
+    changed = replace(cell("k 2"), change={"tokens": 3})
+    assert folder(cell("k 2")) == folder(cell("k 2"))
+    assert len({folder(cell("k 2")), folder(changed), folder(cell("k 2"), 3)}) == 3
+
+
 def test_the_documents_know_how_many_trainings_there_are():
     count = sum(one.kind in ("student", "symmetric", "phi") for one in CELLS)
     said = (Path(__file__).parents[2] / "docs" / "benchmarks.md").read_text(encoding="utf-8")
@@ -220,9 +157,10 @@ def test_the_documents_know_how_many_trainings_there_are():
 @pytest.fixture
 def made_run(tmp_path):
     """As much of a sample run as the driver itself reads."""
-    for name in ("set/pairs.jsonl", "teacher/teacher.json"):
+    sets = (f"set/{name}.jsonl" for name in ("pairs", "told", "sketches", "triplets"))
+    for name in (*sets, "teacher/teacher.json", "teacher/teacher.safetensors"):
         file = tmp_path / "run" / name
-        file.parent.mkdir(parents=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text('{"format": 1}')
     return tmp_path / "run"
 
@@ -257,15 +195,16 @@ def test_a_killed_ablation_goes_on(made_run, acted, tmp_path):
     trials, cells = trials_at(made_run, tmp_path / "work"), chosen(["k 2"])
     first = driver.measure(trials, cells, seeds=2, jobs=1)
     assert acted["went"] == [("base", 1), ("base", 2), ("k 2", 1)]
-    assert first["left_out"] == ["tokens / k 2, seed 2: RuntimeError, see error.txt in tokens-k_2-s2"]
+    failed = trial.folder_of(trials, cell("k 2"), 2)
+    assert first["left_out"] == [f"tokens / k 2, seed 2: RuntimeError, see error.txt in {failed.name}"]
     assert [(row["name"], row["seeds"]) for row in first["tables"][0]["rows"]] == [("base", 2), ("k 2", 1)]
-    assert "no memory" in (tmp_path / "work" / "tokens-k_2-s2" / "error.txt").read_text()
+    assert "no memory" in (failed / "error.txt").read_text()
     acted.update(went=[], fails=set())
     second = driver.measure(trials, cells, seeds=2, jobs=1)
     assert acted["went"] == [("k 2", 2)]
     assert second["left_out"] == []
     assert [row["seeds"] for row in second["tables"][0]["rows"]] == [2, 2]
-    assert not (tmp_path / "work" / "tokens-k_2-s2" / "error.txt").exists()
+    assert not (failed / "error.txt").exists()
 
 
 def test_a_crooked_set_stops_all_of_it(made_run, acted, tmp_path, monkeypatch):
@@ -287,7 +226,7 @@ def test_trials_of_other_steps_or_another_teacher_are_not_taken_for_these(made_r
     driver.measure(trials_at(made_run, tmp_path / "work"), chosen(["k 2"]), seeds=1, jobs=1)
     with pytest.raises(driver.OtherTrials, match=r"steps 2, now 500\); take another folder"):
         driver.measure(trials_at(made_run, tmp_path / "work", 500), chosen(["k 2"]), seeds=1, jobs=1)
-    (made_run / "teacher" / "teacher.json").write_text('{"format": 1, "pictures": 2}')
+    (made_run / "teacher" / "teacher.safetensors").write_text("other weights")
     with pytest.raises(driver.OtherTrials, match="run "):
         driver.measure(trials_at(made_run, tmp_path / "work"), chosen(["k 2"]), seeds=1, jobs=1)
 
@@ -299,170 +238,6 @@ def test_a_result_says_what_it_was_made_with(made_run, acted, tmp_path):
     assert card["seeds"] == {"trained with": "1, 2"}
     assert "torch" in card["versions"]
     assert str(tmp_path) not in json.dumps(result)
-    assert "k 2" in page(tmp_path, result)
-
-
-# --- the page
-
-
-def test_losing_rows_are_named_and_no_others(tmp_path):
-    said = lost(page(tmp_path, ablation()))
-    assert "`tokens: k 2` beats the base beyond its interval: composed R@1 +5.1 (+4.9 to +5.3)" in said
-    assert "`gated to union` is below its control `gated to original`: composed R@1 -0.8 (-1.6 to -0.1)" in said
-    assert "`plain to union` is below the base, which has no heads" not in said  # its mean is that of the base
-    assert "`pdv` (free) is at or above the base student: composed R@1 +0.0 (+0.0 to +0.0)" in said
-    for name in ("k 8", "Pic2Word", "words only"):
-        assert name not in said
-    assert "`gated to original`" not in said.replace("control `gated to original`", "")
-
-
-def test_one_seed_proves_nothing(tmp_path):
-    made = ablation()
-    for row in made["tables"][0]["rows"]:
-        row["seeds"] = 1
-        for over in ("over_base", "over_control"):
-            if over in row:
-                row[over] = {"seeds": 1} | {
-                    key: dict.fromkeys(("value", "low", "high"), figure["value"])
-                    for key, figure in row[over].items()
-                    if key != "seeds"
-                }
-    text = page(tmp_path, made)
-    assert "beats the base" not in text
-    assert "**+" not in text and "**-" not in text
-    assert "(one seed)" in lost(text)
-
-
-def test_base_and_controls_stand_in_the_table_and_differences_beyond_noise_are_bold(tmp_path):
-    text = page(tmp_path, ablation())
-    targets = text.partition("**targets**")[2].partition("**free**")[0].splitlines()
-    names = [line.split("|")[1].strip() for line in targets if line.startswith("| ")]
-    assert names[:6] == ["cell", "---", "base", "gated to original", "gated to union", "plain to union"]
-    assert "| gated to union | gated to original | **-0.8 ±0.7** |" in text
-    assert "| plain to union | base | +0.0 ±2.2 |" in text
-    assert "| k 2 | **+5.1 ±0.2** |" in text
-    assert "| k 8 | +2.3 ±16.5 |" in text
-    tokens = text.partition("**tokens**")[2].partition("**baselines**")[0]
-    assert "pale sketch R@10" in tokens and "pale sketch R@10" not in "".join(targets)
-    assert "| pdv | 0.9, 0.9, 1.1 | 81.0 ±2.5 |" in text
-
-
-def test_what_was_left_out_stands_among_the_cautions(tmp_path):
-    cautions = page(tmp_path, ablation(["tokens / k 8, seed 2: RuntimeError"])).partition("**What it does not say**")[2]
-    assert "- Made up." in cautions
-    assert "- Left out: tokens / k 8, seed 2: RuntimeError." in cautions
-
-
-def test_a_result_without_its_base_is_refused(tmp_path):
-    made = ablation()
-    made["tables"][0]["rows"] = made["tables"][0]["rows"][1:]
-    with pytest.raises(BadResult, match="no row of the group `base`"):
-        page(tmp_path, made)
-
-
-def test_what_is_far_off_does_not_squeeze_the_rest(tmp_path):
-    (each,) = saved(tmp_path, ablation()).data["tables"].each()
-    rows = rows_of(each)
-    left, right = _ends(rows, "composed R@10", base_of(each, rows).figure("composed R@10"))
-    assert 40 < left < 60  # Pic2Word and all of k 8's width, not the 5 of words only
-    assert 98 < right < 112
-
-
-def test_a_pace_below_85_percent_is_named_as_lost(tmp_path):
-    text = page(tmp_path, distil())
-    assert "`whole, with composition distillation` goes at 70% of bare" in lost(text)
-    assert "`whole` goes" not in text
-    assert "Nothing that was compared" in page(tmp_path, distil(0.86))
-    assert "| bare | 0.100 | 640 | 100% |" in text
-    assert "| weights that stay: the large image and text towers | 600 | MB |" in text
-
-
-# --- compare
-
-
-def test_rows_of_one_name_in_two_groups_are_told_apart(tmp_path):
-    old = ablation()
-    rows = old["tables"][0]["rows"]
-    rows.append({**deepcopy(rows[1]), "group": "loop"})
-    new = deepcopy(old)
-    for metric in ("composed R@10", "composed mAP@10"):
-        new["tables"][0]["rows"][1][metric] = {"value": 99.0, "low": 98.0, "high": 100.0}
-    new["tables"][0]["rows"].reverse()
-    found = compared(
-        saved(tmp_path, old, "a"), saved(tmp_path, new, "b"), everything=False, scatter=0.1, seed=0
-    )  # fmt: skip
-    assert [row["name"] for row in found["rows"]] == [
-        "ablation / tokens, k 2 / composed R@10", "ablation / tokens, k 2 / composed mAP@10",
-    ]  # fmt: skip
-    assert found["counts"]["better"] == 2
-    assert found["only_old"] == found["only_new"] == []
-
-
-def test_a_row_keeps_its_name_when_its_namesake_is_gone(tmp_path):
-    old = ablation()
-    rows = old["tables"][0]["rows"]
-    rows.append({**deepcopy(rows[1]), "group": "loop"})
-    a, b = saved(tmp_path, old, "a"), saved(tmp_path, ablation(), "b")
-    found = compared(a, b, everything=True, scatter=0.1, seed=0)
-    assert found["only_new"] == []
-    assert {name.rpartition(" / ")[0] for name in found["only_old"]} == {"ablation / loop, k 2"}
-
-
-def test_a_single_seed_is_warned_of(tmp_path):
-    made = ablation()
-    made["tables"][0]["rows"][1]["seeds"] = 1
-    a, b = saved(tmp_path, ablation(), "a"), saved(tmp_path, made, "b")
-    found = compared(a, b, everything=True, scatter=0.1, seed=0)
-    assert any("the new one have a single seed" in said for said in found["warnings"])
-    assert not any("the old one have" in said for said in found["warnings"])
-
-
-def test_paces_are_compared_by_ratio(tmp_path):
-    new = distil()
-    new["tables"][0]["rows"][1].update(seconds_per_step=0.2, pictures_per_second=320.0, of_bare=0.5)
-    new["tables"][0]["rows"][2]["of_bare"] = 0.72
-    new["needs"]["frozen_mb"] = 500.0
-    a, b = saved(tmp_path, distil(), "a"), saved(tmp_path, new, "b")
-    rows = compared(a, b, everything=False, scatter=0.1, seed=0)["rows"]
-    assert {row["name"]: row["verdict"] for row in rows} == {
-        "distil / whole / seconds_per_step": "worse",
-        "distil / whole / pictures_per_second": "worse",
-        "distil / whole / of_bare": "worse",
-        "needs / frozen_mb": "better",
-    }
-
-
-# --- the console
-
-
-def printed(show, made, width):
-    console = Console(width=width, file=StringIO())
-    show(console, made)
-    return console.file.getvalue().splitlines()
-
-
-@pytest.mark.parametrize("width", [80, 120])
-def test_tables_fit_the_console(width):
-    made = ablation(["tokens / k 8, seed 2: RuntimeError, see error.txt in tokens-k_8-s2"])
-    longest = deepcopy(made["tables"][0]["rows"][1])
-    longest.update(group="sketches", name="drawn, teacher's own vector")
-    longest["over_base"]["composed mAP@10"] = {"value": -12.3, "low": -25.0, "high": 0.4}
-    made["tables"][0]["rows"].insert(2, longest)
-    lines = printed(print_ablation, made, width)
-    assert max(map(len, lines)) <= width
-    assert any(line.startswith("  drawn, teacher's own vector ") and "-12.3 ±12.7" in line for line in lines)
-    assert any("pale" in line for line in lines) == (width == 120)
-    assert max(map(len, printed(print_distil, distil(), width))) <= width
-
-
-def test_the_console_says_number_control_and_missing_seeds():
-    made = ablation()
-    made["tables"][0]["rows"][1]["seeds"] = 2
-    text = "\n".join(printed(print_ablation, made, 80))
-    assert "pdv (0.9 to 1.1)" in text
-    assert "k 2, 2 of 3 seeds" in text
-    controls = text.partition("Targets over their controls")[2]
-    assert "gated to union  gated to original" in controls and "-0.8 ±0.7" in controls
 
 
 # --- the commands
@@ -530,7 +305,7 @@ def test_a_trial_trains_answers_and_is_kept(tiny_run, tmp_path, monkeypatch, cap
     (row,) = result["tables"][0]["rows"]
     assert {key for key in row if " " in key} >= set(STUDENT)
     assert all(0 <= row[key]["value"] <= 100 for key in STUDENT)
-    kept = json.loads((tmp_path / "work" / "base-base-s1" / "figures.json").read_text())
+    kept = json.loads((trial.folder_of(trials, cell("base"), 1) / "figures.json").read_text())
     assert kept["rows"]["base"]["composed R@10"] == row["composed R@10"]["value"]
     assert sorted(file.name for file in (tmp_path / "work" / "exam").iterdir()) == [
         "composed.npz", "sketch.npz", "validation.npz",
