@@ -83,7 +83,7 @@ MANNERS: dict[str, dict[str, Any]] = {
     "edges": {"sketches": "edges"},
     "drawn": {"sketches": "drawn"},
     "drawn-own": {"sketches": "drawn-own"},
-    "pale": {"pale": True},
+    "none pale": {"pale": False},
     "anchors": {"anchors": 12},
     "no mean": {"average": 0.0},
     "accumulate": {"accumulate": 2},

@@ -66,7 +66,7 @@ class DistilRecipe:
     drawn is none."""
     sketch_share: float = 0.2
     """Of a batch that is sketches."""
-    pale: bool = False
+    pale: bool = True
     """Whether half of the sketches are given less contrast."""
     held_out: int = 1000
     """Pictures kept from training for the figures in the log; at most a tenth of all."""

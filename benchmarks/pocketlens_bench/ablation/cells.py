@@ -40,7 +40,7 @@ def _heads(composition: str, target: str) -> Cell:
 
 
 CELLS: Sequence[Cell] = (
-    _student(BASE, "base", "k 4, contrast, composition distillation, drawn sketches, free tokens, EMA"),
+    _student(BASE, "base", "k 4, contrast, composition distillation, drawn sketches (half of them pale), free tokens, EMA"),
     _student("tokens", "k 1", tokens=1),
     _student("tokens", "k 2", tokens=2),
     _student("tokens", "k 8", tokens=8),
@@ -57,7 +57,7 @@ CELLS: Sequence[Cell] = (
     _student("sketches", "none", sketches="none"),
     _student("sketches", "edge maps", sketches="edges"),
     _student("sketches", "drawn, teacher's own vector", sketches="drawn-own"),
-    _student("sketches", "drawn, pale too", pale=True),
+    _student("sketches", "drawn, none pale", pale=False),
     _student("loop", "no EMA", average=0.0),
     _student("loop", "no shift", variation="none"),
     Cell(group="baselines", name="symmetric", kind="symmetric", says="the token learner upon the large tower's map"),
