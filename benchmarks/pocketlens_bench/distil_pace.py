@@ -45,7 +45,7 @@ def measure(
     teacher_name: str, images: Path, *, told: Path | None, student_name: str, batch: int, steps: int, rounds: int,
     workers: int, cache: Path, on_progress: OnProgress = silently,
 ) -> dict[str, Any]:  # fmt: skip
-    """Everything `pocketlens-bench distil` says, as one JSON object."""
+    """Everything `pocketlens-bench distill` says, as one JSON object."""
     load = load_now()
     where = machine()
     teacher = load_teacher(teacher_name)
@@ -85,8 +85,8 @@ def measure(
     )  # fmt: skip
     card["versions"]["torch"] = torch.__version__
     return {
-        "benchmark": "distil",
-        "tables": [{"key": "distil", "title": f"{student_name} from {_shown(teacher.name)}", "rows": rows}],
+        "benchmark": "distill",
+        "tables": [{"key": "distill", "title": f"{student_name} from {_shown(teacher.name)}", "rows": rows}],
         "student": {
             "parameters": parameters(student),
             "multiply_adds": multiply_adds(student.cpu(), torch.zeros(1, side, side, 3, dtype=torch.uint8)),

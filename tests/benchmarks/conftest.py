@@ -66,9 +66,9 @@ def _distil(share=0.7):
         "gflops_per_picture": 0.6, "remembered_mb_per_picture": 12.0, "frozen_mb": 600.0, "trained_mb": 80.0,
     }  # fmt: skip
     return {
-        "benchmark": "distil", "honesty": "Made up.", "conditions": card, "needs": needs,
+        "benchmark": "distill", "honesty": "Made up.", "conditions": card, "needs": needs,
         "student": {"parameters": 4_000_000, "multiply_adds": 3e8},
-        "tables": [{"key": "distil", "title": "tiny from run:teacher", "rows": rows}],
+        "tables": [{"key": "distill", "title": "tiny from run:teacher", "rows": rows}],
     }  # fmt: skip
 
 

@@ -251,8 +251,8 @@ def run(arguments, capsys):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["ablation", "run", "--work", "work"], ["distil", "sample", "photos"]],
-    ids=["ablation", "distil"],
+    [["ablation", "run", "--work", "work"], ["distill", "sample", "photos"]],
+    ids=["ablation", "distill"],
 )
 def test_without_torch_the_extra_is_named(arguments, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)

@@ -151,9 +151,9 @@ def test_paces_are_compared_by_ratio(tmp_path, distil):
     a, b = saved(tmp_path, distil(), "a"), saved(tmp_path, new, "b")
     rows = compared(a, b, everything=False, scatter=0.1, seed=0)["rows"]
     assert {row["name"]: row["verdict"] for row in rows} == {
-        "distil / whole / seconds_per_step": "worse",
-        "distil / whole / pictures_per_second": "worse",
-        "distil / whole / of_bare": "worse",
+        "distill / whole / seconds_per_step": "worse",
+        "distill / whole / pictures_per_second": "worse",
+        "distill / whole / of_bare": "worse",
         "needs / frozen_mb": "better",
     }
 

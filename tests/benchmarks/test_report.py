@@ -187,7 +187,7 @@ def distil() -> dict:
     ]
     needs = {"gflops_per_picture": 0.6, "remembered_mb_per_picture": 12, "frozen_mb": 600, "trained_mb": 80}
     made = result(
-        "distil", tables=[{"key": "distil", "title": "tiny from sample", "rows": rows}], needs=needs,
+        "distill", tables=[{"key": "distill", "title": "tiny from sample", "rows": rows}], needs=needs,
         student={"parameters": 350_089, "multiply_adds": 10_061_824},
     )  # fmt: skip
     made["conditions"] |= {"device": "cpu", "precision": "no", "sizes": {"batch": 256}}

@@ -138,6 +138,6 @@ def test_cli_refuses_in_one_line(tiny_run: Path, tiny_bundle: Path, tmp_path: Pa
     assert len(taken.stderr.splitlines()) == 1
     unfinished = runner.invoke(app, ["bundle", str(tmp_path), "-o", str(tmp_path / "out")])
     assert unfinished.exit_code == 1
-    assert "begin one with `pocketlens-train distil` or `pocketlens-train sample`" in unfinished.stderr
+    assert "begin one with `pocketlens-train distill` or `pocketlens-train sample`" in unfinished.stderr
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob(".out*"))

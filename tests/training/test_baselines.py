@@ -62,7 +62,7 @@ def test_searles_tokens_come_near_their_pictures(material, tmp_path: Path, cpu, 
         monkeypatch.setattr(baselines, "INVERSION_STEPS", steps)
         folder = tmp_path / str(steps)
         folder.mkdir()
-        tokens = baselines._inverted(material, rows, folder, cpu, quiet)
+        tokens = baselines._inverted(material, rows, 7, folder, cpu, quiet)
         assert tokens.shape == (6, material.teacher.word_width)
         with torch.no_grad():
             text = material.reader.unit([material.reader.alone] * 6, tokens[:, None])

@@ -107,6 +107,12 @@ def test_every_manner_learns_a_few_steps(learn, tmp_path: Path, changed: dict[st
     assert torch.equal(loaded(pixels), student(pixels))
 
 
+def test_without_held_out_pictures_the_questions_are_still_asked(learn, tmp_path: Path) -> None:
+    learn(steps=STEPS, held_out=0)
+    (row,) = read_log(tmp_path / "run" / "student.csv")
+    assert "recall@10" in row and "finds_itself" not in row
+
+
 def test_distilling_brings_sentences_to_their_pictures(learn, material, tmp_path: Path) -> None:
     recipe = replace(SMALL, steps=200, batch=16, average=0.9, composition_weight=0.0, sketches="none")
     student = learn(recipe=recipe)
@@ -329,7 +335,7 @@ def test_a_run_moved_elsewhere_with_its_teacher_still_loads(learn, little: Path,
 
 def test_runs_that_are_not_there_say_how_to_begin_one(learn, tmp_path: Path) -> None:
     with pytest.raises(
-        FileNotFoundError, match="begin one with `pocketlens-train distil` or `pocketlens-train sample`"
+        FileNotFoundError, match="begin one with `pocketlens-train distill` or `pocketlens-train sample`"
     ):
         load_run(tmp_path)
     learn()

@@ -84,7 +84,7 @@ def test_the_sample_training_killed_in_the_students_lesson_and_begun_again(tiny_
 
 def distilling(little: Path, out: Path, steps: int = 260) -> list[str]:
     return [
-        "distil", "--teacher", f"run:{little / 'teacher'}", "--images", str(little / "pairs.jsonl"), "--told",
+        "distill", "--teacher", f"run:{little / 'teacher'}", "--images", str(little / "pairs.jsonl"), "--told",
         str(little / "told.jsonl"), "--sketches", str(little / "sketches.jsonl"), "--student", "tiny-s", "--side", "32",
         "--tokens", "2", "--batch", "8", "--bank", "16", "--steps", str(steps), "--accumulate", "2", "--cache",
         str(little / "cache"), "-o", str(out), "--device", "cpu", "--precision", "fp32", "--threads", "1",

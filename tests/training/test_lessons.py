@@ -166,4 +166,10 @@ def test_a_sibling_differs_in_its_number_of_tokens_alone(tiny_run: Path, trained
 def test_siblings_need_a_run(tmp_path: Path) -> None:
     nothing = CliRunner().invoke(app, ["sibling", str(tmp_path), "--tokens", "2", "--device", "cpu"])
     assert (nothing.exit_code, len(nothing.stderr.splitlines())) == (1, 1)
-    assert "begin one with `pocketlens-train distil` or `pocketlens-train sample`" in nothing.stderr
+    assert "begin one with `pocketlens-train distill` or `pocketlens-train sample`" in nothing.stderr
+
+
+def test_both_spellings_distil() -> None:
+    for spelling in ("distill", "distil"):
+        assert CliRunner().invoke(app, [spelling, "--help"]).exit_code == 0
+    assert "distil " not in CliRunner().invoke(app, ["--help"]).stdout

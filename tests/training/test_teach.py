@@ -205,7 +205,8 @@ def test_none_held_out() -> None:
 
 def test_batches_hold_neighbours_and_no_row_twice() -> None:
     groups = grouped(captioned(30))
-    assert [group.tolist() for group in groups[:2]] == [[0, 1, 2], [3, 4, 5]]
+    assert [group.tolist() for group in groups.rows[:2]] == [[0, 1, 2], [3, 4, 5]]
+    assert groups.of_row[:6].tolist() == [0, 0, 0, 1, 1, 1]
     for seed in range(30):
         rows = draw_groups(groups, 8, np.random.default_rng(seed)).tolist()
         assert len(rows) == 8 == len(set(rows))

@@ -18,17 +18,24 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Teach a light student to write pictures as sentences that a large text tower reads.\n\n"
     "From photographs to a bundle:\n\n"
-    "pocketlens-train distil --teacher open_clip:ViT-B-32/laion2b_s34b_b79k --student efficientnet_b0 "
+    "pocketlens-train distill --teacher open_clip:ViT-B-32/laion2b_s34b_b79k --student efficientnet_b0 "
     "--images photos -o runs/mine\n\n"
     "pocketlens-export bundle runs/mine -o mybundle",
 )
 
-Device = Annotated[str, typer.Option(help="cpu, cuda, or auto (a GPU if there is one).")]
-Precision = Annotated[str, typer.Option(help="auto, bf16, fp16 or fp32; auto takes bf16 where the hardware has it.")]
-Threads = Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves it to torch.")]
-Workers = Annotated[int, typer.Option(min=0, help="Processes that read and decode pictures ahead.")]
+LOSSES, SEEN, LOOP, MACHINE = "Losses", "What is seen", "Loop", "Machine"
+Device = Annotated[str, typer.Option(rich_help_panel=MACHINE, help="cpu, cuda, or auto (a GPU if there is one).")]
+Precision = Annotated[
+    str,
+    typer.Option(rich_help_panel=MACHINE, help="auto, bf16, fp16 or fp32; auto takes bf16 where the hardware has it."),
+]
+Threads = Annotated[int, typer.Option(rich_help_panel=MACHINE, min=0, help="CPU threads; 0 leaves it to torch.")]
+Workers = Annotated[
+    int, typer.Option(rich_help_panel=MACHINE, min=0, help="Processes that read and decode pictures ahead.")
+]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Run folder; the same command resumes there.")]
 
 
@@ -46,7 +53,7 @@ def sample(
 
     Draws a catalogue as a set of shards and JSON lines, trains a dual encoder on it, tunes its text tower on edits,
     distils the light student from unlabelled pictures, and trains the heads of the tuned mode with their control.
-    Every lesson is the one that `teacher`, `distil` and `heads` give to a set of your own. Killed anywhere, the same
+    Every lesson is the one that `teacher`, `distill` and `heads` give to a set of your own. Killed anywhere, the same
     command goes on where it stopped.
 
     On to a bundle: pocketlens-export bundle OUT -o DIR
@@ -92,7 +99,7 @@ def teacher(
 
     Example: pocketlens-train teacher --pairs icons/pairs.jsonl -o teachers/icons
 
-    On to a student: pocketlens-train distil --teacher run:teachers/icons --student tiny --images icons -o runs/icons
+    On to a student: pocketlens-train distill --teacher run:teachers/icons --student tiny --images icons -o runs/icons
     """
     with _school(out, device, precision, threads) as (where, progress):
         from pocketlens_training.teachers.own import TeacherRecipe
@@ -106,8 +113,9 @@ def teacher(
         progress.console.print(f"held out: {found}")
 
 
+@app.command("distil", hidden=True)
 @app.command()
-def distil(
+def distill(
     teacher: Annotated[str, typer.Option(help="Its name; `pocketlens-train teachers` lists the forms.")],
     images: Annotated[
         Path, typer.Option(help="A folder, a list, a .tar shard or a folder of them, a datasets folder, a pairs file.")
@@ -122,29 +130,74 @@ def distil(
     ] = None,
     sketches: Annotated[Path | None, typer.Option(help='{"sketch", "photo"} lines.')] = None,
     sketch: Annotated[
-        str | None, typer.Option(help="none, edges (of the photos), drawn or drawn-own; default by --sketches.")
+        str | None,
+        typer.Option(
+            rich_help_panel=SEEN, help="none, edges (of the photos), drawn or drawn-own; default by --sketches."
+        ),
     ] = None,
+    sketch_share: Annotated[
+        float, typer.Option(min=0, max=0.9, rich_help_panel=SEEN, help="Of a batch that is sketches.")
+    ] = 0.2,
+    pale: Annotated[bool, typer.Option(rich_help_panel=SEEN, help="Give half of the sketches less contrast.")] = True,
     questions: Annotated[
         Path | None, typer.Option(help='Composed queries for the log: {"reference", "text", "targets"} lines.')
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 3000,
-    batch: Annotated[int, typer.Option(min=2, help="Pictures of one micro-batch, on each device.")] = 256,
-    accumulate: Annotated[int, typer.Option(min=1, help="Micro-batches in one step.")] = 1,
-    rate: Annotated[float, typer.Option(min=0, help="Peak of AdamW's rate; 0 chooses by the student.")] = 0.0,
-    side: Annotated[int, typer.Option(min=0, max=1024, help="Pixels a side on the device; 0: the student's own.")] = 0,
+    steps: Annotated[int, typer.Option(min=1, rich_help_panel=LOOP, help="Optimiser steps.")] = 3000,
+    batch: Annotated[
+        int, typer.Option(min=2, rich_help_panel=LOOP, help="Pictures of one micro-batch, on each device.")
+    ] = 256,
+    accumulate: Annotated[int, typer.Option(min=1, rich_help_panel=LOOP, help="Micro-batches in one step.")] = 1,
+    rate: Annotated[
+        float, typer.Option(min=0, rich_help_panel=LOOP, help="Peak of AdamW's rate; 0 chooses by the student.")
+    ] = 0.0,
+    side: Annotated[
+        int,
+        typer.Option(min=0, max=1024, rich_help_panel=SEEN, help="Pixels a side on the device; 0: the student's own."),
+    ] = 0,
     anchors: Annotated[int, typer.Option(min=0, help="Tokens as mixtures of so many words; 0: free tokens.")] = 0,
-    variation: Annotated[str, typer.Option(help="none, shift, crop or crop-mirror.")] = "shift",
-    gcd: Annotated[str, typer.Option(help="contrast, relational, both or cosine.")] = "contrast",
-    bank: Annotated[int, typer.Option(min=0, help="Teacher vectors beside the batch as negatives.")] = 4096,
-    lar: Annotated[str, typer.Option(help="none, map, or match (BLIP's matching head).")] = "none",
-    lar_weight: Annotated[float, typer.Option(min=0, help="Weight of that term.")] = 1.0,
-    average: Annotated[float, typer.Option(min=0, max=0.99999, help="Decay of the weights' mean; 0: none.")] = 0.999,
+    variation: Annotated[str, typer.Option(rich_help_panel=SEEN, help="none, shift, crop or crop-mirror.")] = "shift",
+    gcd: Annotated[
+        str, typer.Option(rich_help_panel=LOSSES, help="contrast, relational, both or cosine.")
+    ] = "contrast",
+    bank: Annotated[
+        int, typer.Option(min=0, rich_help_panel=LOSSES, help="Teacher vectors beside the batch as negatives.")
+    ] = 4096,
+    lar: Annotated[
+        str, typer.Option(rich_help_panel=LOSSES, help="none, map, or match (BLIP's matching head).")
+    ] = "none",
+    lar_weight: Annotated[float, typer.Option(min=0, rich_help_panel=LOSSES, help="Weight of that term.")] = 1.0,
+    teacher_scale: Annotated[
+        float, typer.Option(min=0.1, rich_help_panel=LOSSES, help="On image cosines, in the relational form.")
+    ] = 20.0,
+    composition_weight: Annotated[
+        float, typer.Option(min=0, rich_help_panel=LOSSES, help="Of composition distillation, with --told.")
+    ] = 10.0,
+    backbone_factor: Annotated[
+        float,
+        typer.Option(
+            min=0, rich_help_panel=LOOP, help="On the rate, of the backbone; 0: 1 for tiny ones, a third for timm's."
+        ),
+    ] = 0.0,
+    held_out: Annotated[
+        int, typer.Option(min=0, rich_help_panel=LOOP, help="Pictures kept from training for the log's figures.")
+    ] = 1000,
+    average: Annotated[
+        float, typer.Option(min=0, max=0.99999, rich_help_panel=LOOP, help="Decay of the weights' mean; 0: none.")
+    ] = 0.999,
     from_scratch: Annotated[bool, typer.Option("--from-scratch", help="Without timm's published weights.")] = False,
-    cache: Annotated[Path | None, typer.Option(help="Folder of teacher vectors that runs share; default OUT.")] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(rich_help_panel=MACHINE, help="Folder of teacher vectors that runs share; default OUT."),
+    ] = None,
     keep_gb: Annotated[
-        float, typer.Option(min=0, help="Fitted pictures are kept on disk up to so many GB; else decoded each time.")
+        float,
+        typer.Option(
+            min=0,
+            rich_help_panel=MACHINE,
+            help="Fitted pictures are kept on disk up to so many GB; else decoded each time.",
+        ),
     ] = 8.0,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 20261121,
+    seed: Annotated[int, typer.Option(rich_help_panel=LOOP, help="Of everything random.")] = 20261121,
     device: Device = "auto",
     precision: Precision = "auto",
     threads: Threads = 0,
@@ -155,24 +208,26 @@ def distil(
     Teacher vectors are computed once and kept by the content of the pictures. Pictures that cannot be read are listed
     in OUT/unreadable.csv. OUT/run.json says all that is needed to repeat the run; OUT/student.csv and OUT/tensorboard
     are its log. Killed anywhere, the same command goes on. On several GPUs: accelerate launch -m pocketlens_training
-    distil ...
+    distill ...
 
-    Example: pocketlens-train distil --teacher open_clip:ViT-B-32@weights.safetensors --images photos -o runs/mine
+    Example: pocketlens-train distill --teacher open_clip:ViT-B-32@weights.safetensors --images photos -o runs/mine
 
     On to a bundle: pocketlens-export bundle OUT -o DIR
     """
     with _school(out, device, precision, threads) as (where, progress):
-        from pocketlens_training.distil import distil as learn
+        from pocketlens_training.distil import distil
         from pocketlens_training.material import Sources
         from pocketlens_training.recipe import DistilRecipe
 
         recipe = DistilRecipe(
             seed=seed, student=student, pretrained=not from_scratch, side=side, tokens=tokens, anchors=anchors,
             batch=batch, accumulate=accumulate, steps=steps, rate=rate, average=average, variation=variation, gcd=gcd,
-            bank=bank, lar=lar, lar_weight=lar_weight, sketches=sketch or ("drawn" if sketches else "none"),
+            bank=bank, teacher_scale=teacher_scale, lar=lar, lar_weight=lar_weight,
+            composition_weight=composition_weight, sketches=sketch or ("drawn" if sketches else "none"),
+            sketch_share=sketch_share, pale=pale, backbone_factor=backbone_factor, held_out=held_out,
         )  # fmt: skip
         sources = Sources(images=images, told=told, sketches=sketches, questions=questions)
-        learn(
+        distil(
             teacher, sources, out, recipe, where=where, progress=progress, workers=workers, cache=cache,
             keep_bytes=int(keep_gb * 1e9),
         )  # fmt: skip
@@ -234,7 +289,7 @@ def symmetric(
 
 @app.command()
 def sibling(
-    run: Annotated[Path, typer.Argument(help="Run folder of `pocketlens-train distil` or `sample`.")],
+    run: Annotated[Path, typer.Argument(help="Run folder of `pocketlens-train distill` or `sample`.")],
     tokens: Annotated[list[int], typer.Option(min=1, help="Tokens it shall write a picture as; repeatable.")],
     device: Device = "auto",
     precision: Precision = "auto",

@@ -52,10 +52,10 @@ class Probe:
     def figures(self, student: torch.nn.Module) -> dict[str, float]:
         """`finds_itself`: share of held-out pictures whose sentence finds that very picture among AMONG. For each known
         attribute, the share of sentences whose nearest *other* picture has the same. With questions, `recall@10`."""
-        if not isinstance(student, Student) or not len(self.asked):
+        if not isinstance(student, Student):
             return {}
-        sentences = self.sentences(student, self.asked)
-        return {**self._self(sentences), **({} if self.questions is None else self.questions.figures(student))}
+        own = self._self(self.sentences(student, self.asked)) if len(self.asked) else {}
+        return {**own, **({} if self.questions is None else self.questions.figures(student))}
 
     @torch.no_grad()
     def _self(self, sentences: Tensor) -> dict[str, float]:

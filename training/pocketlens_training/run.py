@@ -94,7 +94,8 @@ def read_run(folder: Path) -> dict[str, Any]:
     """run.json."""
     if not (folder / RUN).is_file():
         raise FileNotFoundError(
-            f"{folder}: no run (it has no {RUN}); begin one with `pocketlens-train distil` or `pocketlens-train sample`"
+            f"{folder}: no run (it has no {RUN}); begin one with `pocketlens-train distill` or "
+            "`pocketlens-train sample`"
         )
     return json.loads((folder / RUN).read_text())
 

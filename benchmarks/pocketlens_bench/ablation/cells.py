@@ -40,7 +40,9 @@ def _heads(composition: str, target: str) -> Cell:
 
 
 CELLS: Sequence[Cell] = (
-    _student(BASE, "base", "k 4, contrast, composition distillation, drawn sketches (half of them pale), free tokens, EMA"),
+    _student(
+        BASE, "base", "k 4, contrast, composition distillation, drawn sketches (half of them pale), free tokens, EMA"
+    ),
     _student("tokens", "k 1", tokens=1),
     _student("tokens", "k 2", tokens=2),
     _student("tokens", "k 8", tokens=8),

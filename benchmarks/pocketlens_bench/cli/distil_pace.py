@@ -1,4 +1,4 @@
-"""`pocketlens-bench distil`: options and help."""
+"""`pocketlens-bench distill`: options and help."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,8 +10,10 @@ from pocketlens_bench.cli.scale import default_cache
 
 
 @commands.command()
-def distil(
-    teacher: Annotated[str, typer.Argument(metavar="TEACHER", help="As `pocketlens-train distil --teacher` takes it.")],
+def distill(
+    teacher: Annotated[
+        str, typer.Argument(metavar="TEACHER", help="As `pocketlens-train distill --teacher` takes it.")
+    ],
     images: Annotated[Path, typer.Argument(metavar="IMAGES", help="As its --images.")],
     student: Annotated[str, typer.Option(metavar="NAME", help="As its --student; begins without weights.")] = "tiny",
     told: Annotated[Path | None, typer.Option(metavar="FILE", help="As its --told: adds a row.")] = None,
@@ -28,7 +30,7 @@ def distil(
     From pictures per second follows how long a training takes on this machine: docs/train-your-own.md shows how. Needs
     pocketlens\\[train].
 
-    Example: pocketlens-bench distil sample photos --student tiny --threads 4"""
+    Example: pocketlens-bench distill sample photos --student tiny --threads 4"""
     from pocketlens_wire.errors import PocketlensError
 
     check_out(out)

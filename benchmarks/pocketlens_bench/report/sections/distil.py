@@ -17,7 +17,7 @@ NEEDS = (
 
 
 class Distil(Section):
-    kind = "distil"
+    kind = "distill"
 
     def title(self, result: Result) -> str:
         del result
