@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
+import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -205,6 +208,42 @@ def test_a_killed_ablation_goes_on(made_run, acted, tmp_path):
     assert second["left_out"] == []
     assert [row["seeds"] for row in second["tables"][0]["rows"]] == [2, 2]
     assert not (failed / "error.txt").exists()
+
+
+def test_trials_end_with_a_killed_driver(tmp_path):
+    """A trial that would sleep for a minute, and its driver killed: the next driver must not find it at work."""
+    (tmp_path / "begin.py").write_text(
+        "import os, sys, time\n"
+        "from pathlib import Path\n"
+        "from pocketlens_bench.ablation.driver import _pool\n"
+        "def trial():\n"
+        "    Path('part').write_text(str(os.getpid()))\n"
+        "    Path('part').replace('trial')\n"
+        "    time.sleep(60)\n"
+        "if __name__ == '__main__':\n"
+        "    _pool(1).submit(trial).result()\n"
+    )
+    driver = subprocess.Popen([sys.executable, "begin.py"], cwd=tmp_path)
+    at_work = tmp_path / "trial"
+    waited(at_work.exists)
+    driver.kill()
+    driver.wait()
+    waited(lambda: not alive(int(at_work.read_text())))
+
+
+def alive(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def waited(happens):
+    end = time.monotonic() + 30
+    while not happens():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_a_crooked_set_stops_all_of_it(made_run, acted, tmp_path, monkeypatch):

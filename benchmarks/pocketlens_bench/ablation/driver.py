@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from threading import Thread
 from typing import Any
 
 import torch
@@ -57,7 +59,7 @@ def measure(
     if jobs > 1 and any(not (folder_of(trials, *ask) / "figures.json").exists() for ask in asks):
         # Or all that begin together would compute the same.
         on_progress("teacher's vectors and maps", 0, 1)
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as one:
+        with _pool(1) as one:
             one.submit(prepare, trials, jobs * trials.threads).result()
     for stage, some in (("base students", bases), ("trials", [ask for ask in asks if ask not in bases])):
         on_progress(stage, 0, len(some))
@@ -116,11 +118,28 @@ def _attempted(trials: Trials, asks: Sequence[Ask], jobs: int) -> Iterator[tuple
         for ask in asks:
             yield ask, _or_error(partial(attempt, trials, *ask))
         return
-    # One process for each trial: what torch keeps is given back, and a trial cannot disturb the next.
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+    with _pool(jobs) as pool:
         work = {pool.submit(attempt, trials, *ask): ask for ask in asks}
         for job in as_completed(work):
             yield work[job], _or_error(job.result)
+
+
+def _pool(jobs: int) -> ProcessPoolExecutor:
+    """One process for each trial: what torch keeps is given back, and a trial cannot disturb the next."""
+    return ProcessPoolExecutor(
+        jobs, mp_context=get_context("spawn"), max_tasks_per_child=1, initializer=_end_with_the_driver
+    )
+
+
+def _end_with_the_driver() -> None:
+    """A driver that was killed cannot tell its trials; they would train on beside those of the next."""
+
+    def wait() -> None:
+        if (driver := parent_process()) is not None:
+            driver.join()
+        os._exit(1)
+
+    Thread(target=wait, daemon=True).start()
 
 
 def _or_error(made: Callable[[], dict[str, Any]]) -> dict[str, Any] | Exception:
