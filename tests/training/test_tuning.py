@@ -186,3 +186,24 @@ def test_incomplete_queries_follow_the_documented_convention(features: TripletFe
         assert torch.equal(batch[name][whole], held[name][whole])
     assert torch.equal(wanted[whole | no_picture], held["target_raw"][whole | no_picture])
     assert torch.equal(features.tensors["words"][numbers], held["words"])  # what was drawn from is as it was
+
+
+def test_targets_of_one_query_are_no_negatives_of_each_other(make, tmp_path, write_lines, draw, monkeypatch) -> None:
+    from pocketlens_training import tuning
+
+    excused: list[int] = []
+
+    def noting(left, right, scale, same):
+        excused.append(int(same.sum()))
+        return F.mse_loss(left, right)
+
+    monkeypatch.setattr(tuning, "contrast", noting)
+    monkeypatch.setattr(tuning, "twins", lambda rows: torch.zeros(len(rows), len(rows), dtype=torch.bool))
+    for n in range(17):
+        (tmp_path / f"{n}.png").write_bytes(draw(n))
+    lines = [
+        {"reference": f"{n}.png", "text": "but red", "targets": [f"{n + 1}.png", f"{n + 2}.png"]}
+        for n in range(0, 15, 2)
+    ]
+    make(triplets=write_lines(tmp_path / "t.jsonl", lines), batch=99, incomplete=0.0)
+    assert set(excused) == {2 * 8}  # both ways for each of eight queries

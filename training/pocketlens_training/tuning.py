@@ -143,7 +143,8 @@ def learn(
     def loss_of(module: Any, _micro: int, rng: np.random.Generator) -> tuple[Tensor, dict[str, float | Tensor]]:
         batch, wanted = features.draw(recipe, rng)
         query, image = module(batch, wanted)
-        same = twins(F.normalize(wanted, dim=1))
+        several = batch["query"][:, None] == batch["query"]  # targets of one query
+        same = twins(F.normalize(wanted, dim=1)) | several.fill_diagonal_(False)
         return contrast(query, image, teacher.scale, same=same), {"matched": hit_rate(query, image)}
 
     train(
@@ -205,7 +206,8 @@ class TripletFeatures:
         """Computed once, then read from disk."""
         states = needs_states(recipe.composition)
         weights = digest_arrays({name: tensor.cpu().numpy() for name, tensor in student.state_dict().items()})
-        key = hashlib.sha256(f"{_digest(triplets)} {weights} {teacher.id} {teacher.text_id}".encode()).hexdigest()[:12]
+        made_of = f"2 {_digest(triplets)} {weights} {teacher.id} {teacher.text_id}"  # 2: of this file's layout
+        key = hashlib.sha256(made_of.encode()).hexdigest()[:12]
         path = folder / f"triplets-{key}{'-states' if states else ''}.safetensors"
         if path.exists():
             return cls(load_file(path), where)
@@ -265,13 +267,20 @@ def _encode(
             tokens = student(pixels_of(seen).to(where.device)).float().cpu()
             sentences |= {names[one.number]: each for one, each in zip(seen, tokens, strict=True)}
         progress.advance(bar, len(looked))
-    rows = [(one, target) for one in listed for target in one.targets if one.reference in sentences and target in raw]
+    numbered = [
+        (number, one, target)
+        for number, one in enumerate(listed)
+        for target in one.targets
+        if one.reference in sentences and target in raw
+    ]
+    rows = [(one, target) for _, one, target in numbered]
     if len(rows) < FEWEST:
         raise BadLines(f"{file}: {len(rows)} triplets whose pictures can be read; at least {FEWEST} are needed")
     parts = [
         _features_of(rows[i : i + CHUNK], sentences, reader, where, states=states) for i in range(0, len(rows), CHUNK)
     ]
     tensors = {key: _joined([part[key] for part in parts]) for key in parts[0]}
+    tensors["query"] = torch.tensor([number for number, _, _ in numbered])
     tensors["anchor_raw"] = torch.stack([raw[one.reference] for one, _ in rows])
     tensors["target_raw"] = torch.stack([raw[target] for _, target in rows])
     tensors["empty_raw"] = reader.raw([""])[0].cpu()
