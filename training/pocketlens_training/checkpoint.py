@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pocketlens_training.distil import LESSON
 from pocketlens_training.recipe import DistilRecipe
-from pocketlens_training.run import RUN, read_run, teacher_of
+from pocketlens_training.run import read_recipe, teacher_of
 from pocketlens_training.students.student import Student, make_learner, make_student, student_picture
 from pocketlens_training.teachers.teacher import Teacher
 from pocketlens_training.tuning import CARD, CONTROL, HEADS, HeadRecipe, Heads, make_heads
@@ -42,18 +42,12 @@ class Trained:
 def load_run(folder: Path) -> Trained:
     """Modules of the run in `folder`. Raises FileNotFoundError naming what is not trained yet; CannotTeach, ValueError
     when its teacher is another one now."""
-    run = read_run(folder)
+    recipe = read_recipe(folder)
     if not (folder / f"{LESSON}.safetensors").is_file():
         raise FileNotFoundError(
             f"{folder}: its student is not trained yet; run the `pocketlens-train` command again that began it"
         )
     teacher = teacher_of(folder)
-    if teacher.id != run["teacher_id"]:
-        raise ValueError(
-            f"{folder}: was distilled from teacher {run['teacher_id']}, but {run['teacher']} is {teacher.id} now; put "
-            "the right teacher back, or distil again"
-        )
-    recipe = DistilRecipe.of_json(run["recipe"], str(folder / RUN))
     student = load_student(folder, recipe, teacher)
     head_recipe, heads, control = _load_heads(folder)
     return Trained(
@@ -79,7 +73,7 @@ def load_sibling(trained: Trained, tokens: int) -> Student:
         raise FileNotFoundError(
             f"{folder}: not trained yet; run `pocketlens-train sibling {trained.folder} --tokens {tokens}`"
         )
-    return load_student(folder, DistilRecipe.of_json(read_run(folder)["recipe"], str(folder / RUN)), trained.teacher)
+    return load_student(folder, read_recipe(folder), trained.teacher)
 
 
 def sibling_folder(run: Path, tokens: int) -> Path:

@@ -14,7 +14,7 @@ from pocketlens_training.checkpoint import SYMMETRIC, load_run, sibling_folder
 from pocketlens_training.distil import distil
 from pocketlens_training.material import gather
 from pocketlens_training.reading import reader_of
-from pocketlens_training.run import cache_of, read_recipe, sources_of
+from pocketlens_training.run import cache_of, read_recipe, sources_of, teacher_of
 from pocketlens_training.students.student import MOST_TOKENS
 from pocketlens_training.teachers.teacher import Teacher
 from pocketlens_training.tuning import HeadRecipe, tune
@@ -37,7 +37,7 @@ def learn_run_symmetric(run: Path, *, where: Accelerator, progress: Progress, wo
     recipe, sources = read_recipe(run), sources_of(run)
     if (run / f"{SYMMETRIC}.safetensors").exists():
         return
-    teacher = load_run(run).teacher
+    teacher = teacher_of(run)
     material = gather(teacher, sources, recipe, where=where, progress=progress, workers=workers, cache=cache_of(run))
     learn_symmetric(material, recipe, run, where=where, progress=progress)
 
@@ -54,7 +54,7 @@ def learn_siblings(
             raise ValueError(f"{count} tokens: the run's own student has as many; a sibling needs another number")
         if not 1 <= count <= MOST_TOKENS:
             raise ValueError(f"{count} tokens: a bundle takes 1 to {MOST_TOKENS}")
-    teacher = load_run(run).teacher.name
+    teacher = teacher_of(run).name
     for count in counts:
         distil(
             teacher, sources_of(run), sibling_folder(run, count), replace(recipe, tokens=count), where=where,

@@ -60,10 +60,16 @@ def portable(name: str, folder: Path) -> str:
 
 
 def teacher_of(folder: Path) -> Teacher:
-    """The teacher that run.json of `folder` names. Raises CannotTeach."""
-    name = str(read_run(folder)["teacher"])
-    before, local = _local_part(name, folder)
-    return load_teacher(name if local is None else f"{before}{local}")
+    """The teacher that run.json of `folder` names. Raises CannotTeach; ValueError when it is another one now."""
+    run = read_run(folder)
+    before, local = _local_part(run["teacher"], folder)
+    teacher = load_teacher(run["teacher"] if local is None else f"{before}{local}")
+    if teacher.id != run["teacher_id"]:
+        raise ValueError(
+            f"{folder}: was distilled from teacher {run['teacher_id']}, but {run['teacher']} is {teacher.id} now; put "
+            "the right teacher back, or distil again"
+        )
+    return teacher
 
 
 def _local_part(name: str, root: Path) -> tuple[str, Path | None]:
