@@ -18,8 +18,8 @@ def ablation(
         list[str] | None, typer.Option(metavar="NAME", help="A group or a cell, repeatable; default all.")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, max=8, help="Seeds of each cell.")] = 3,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of a student.")] = 500,
-    batch: Annotated[int, typer.Option(min=2, help="Pictures in one step.")] = 256,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of a student.")] = 800,
+    batch: Annotated[int, typer.Option(min=2, help="Pictures in one step.")] = 128,
     head_steps: Annotated[int, typer.Option(min=1, help="Steps of heads.")] = 500,
     jobs: Annotated[int, typer.Option(min=1, help="Trials at a time.")] = 1,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of each.")] = 1,
