@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from pocketlens_training.nearest_words import Vocabulary
 from pocketlens_training.students.backbones import TINY, CannotStudy, make_backbone
 from pocketlens_training.students.student import MOST_TOKENS, make_student, median_norm, student_picture, words_of
 from pocketlens_training.teachers.naming import load_teacher
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
 
 OF_TIMM = {  # name -> (side, rows and columns of its map)
     "efficientnet_b0": (64, 2),
@@ -90,6 +94,16 @@ def test_anchors_are_words_and_no_special_ids(teacher) -> None:
     student = make_student("tiny-s", teacher, tokens=2, anchors=10)
     assert student.learner.anchors is not None
     assert torch.equal(student.learner.anchors, words)
+
+
+def test_whole_words_of_word_pieces_are_no_letters_parts_or_free_rows() -> None:
+    names = ["[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "a", "b", "!", "red", "##dish", "mug", "of"]
+    tokenizer = Tokenizer(WordPiece({name: i for i, name in enumerate(names)}, unk_token="[UNK]"))
+    named = SimpleNamespace(
+        tokenizer=tokenizer, text=SimpleNamespace(words=torch.nn.Embedding(len(names) + 2, 8)),
+        layout=SimpleNamespace(special=[0, 3, 4], unknown=2),
+    )  # fmt: skip
+    assert [names[i] for i in Vocabulary(named).whole_words()] == ["red", "mug", "of"]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", OF_TIMM)

@@ -1,12 +1,16 @@
 """BLIP: what we compute with the library's model is what the library computes, in torch and as ONNX."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from pocketlens_export.graphs import RawAndUnitImage, UnitText, write_pixels_graph, write_text_tower
+from pocketlens_training.reading import Rows
 from pocketlens_training.teachers.naming import load_teacher
 from pocketlens_training.teachers.teacher import CannotTeach
+from safetensors.torch import load_file, save_file
 
 transformers = pytest.importorskip("transformers")
 CLOSE = 1e-4
@@ -19,13 +23,13 @@ def folder(tmp_path_factory):
     home = tmp_path_factory.mktemp("blip")
     config = transformers.BlipConfig(
         text_config={
-            "vocab_size": len(WORDS), "hidden_size": 32, "encoder_hidden_size": 48, "intermediate_size": 64,
+            "vocab_size": len(WORDS) + 2, "hidden_size": 32, "encoder_hidden_size": 48, "intermediate_size": 64,
             "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 40, "pad_token_id": 0,
-            "bos_token_id": 2, "eos_token_id": 3, "sep_token_id": 3,
+            "initializer_range": 0.2, "bos_token_id": len(WORDS), "eos_token_id": 3, "sep_token_id": 3,  # then [DEC] and [ENC], as in BLIP
         },
         vision_config={
             "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2,
-            "image_size": 64, "patch_size": 16,
+            "image_size": 64, "patch_size": 16, "initializer_range": 0.2,  # its default, 1e-10, makes pictures alike
         },
         image_text_hidden_size=24, projection_dim=24,
     )  # fmt: skip
@@ -113,6 +117,43 @@ def test_the_exported_graphs_are_the_librarys(blip, tmp_path):
     _, unit, _ = onnxruntime.InferenceSession(tmp_path / "image.onnx").run(None, {"pixels": pixels.numpy()})
     with torch.no_grad():
         assert np.abs(unit - F.normalize(teacher.image(pixels)[0], dim=1).numpy()).max() < CLOSE
+
+
+@torch.no_grad()
+def test_matching_is_the_librarys_with_the_mark_its_head_was_trained_on(blip):
+    teacher, model, tokenizer = blip
+    pixels = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
+    given = transformers.BlipImageProcessor(do_resize=False)([row.numpy() for row in pixels], return_tensors="pt")
+    typed = tokenizer(["a red mug", "a hat on"], return_tensors="pt")
+    typed.input_ids[:, 0] = len(WORDS) + 1  # [ENC]
+    theirs = model(
+        input_ids=typed.input_ids, attention_mask=typed.attention_mask, pixel_values=given.pixel_values,
+    ).itm_score  # fmt: skip
+    ids, start, length, end = fed(teacher, ["mug", "on"], k=2)
+    sentence = teacher.text.words(typed.input_ids[:, 1:3])
+    made = Rows(ids, start, length, end)
+    ours = teacher.matching(made, sentence, teacher.matching.look(pixels))
+    assert ids[0, 0] == tokenizer.cls_token_id  # the rows are as they were
+    assert (ours - theirs).abs().max() < CLOSE
+    assert (ours[0] - ours[1]).abs().max() > 10 * CLOSE
+
+
+@pytest.mark.parametrize(("cut", "said"), [("itm_head", "lacks itm_head"), ("text_proj", "lacks text_proj")])
+def test_a_file_that_lacks_tensors_is_refused(folder, tmp_path, cut, said):
+    """The library would fill them with random numbers."""
+    shutil.copytree(folder, tmp_path / "cut")
+    held = load_file(folder / "model.safetensors")
+    left = {name: value for name, value in held.items() if not name.startswith(cut)}
+    save_file(left, tmp_path / "cut" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CannotTeach, match=said):
+        load_teacher(f"hf:{tmp_path / 'cut'}")
+
+
+def test_another_resampling_is_refused(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "other")
+    transformers.BlipImageProcessor(size={"height": 64, "width": 64}, resample=1).save_pretrained(tmp_path / "other")
+    with pytest.raises(CannotTeach, match=r"resampled with Pillow's filter 1; here are 2 \(bilinear\), 3 \(bicubic\)"):
+        load_teacher(f"hf:{tmp_path / 'other'}")
 
 
 def test_settings_follow_the_models_own_configuration(blip):

@@ -244,6 +244,10 @@ def test_weights_of_another_architecture_are_refused(weights, tmp_path):
     torch.save({"state_dict": {"x": object()}}, tmp_path / "pickled.pt")
     with pytest.raises(CannotTeach, match="not unpickled: save the state dict as safetensors"):
         load_teacher(f"open_clip:small-clip-vit@{tmp_path / 'pickled.pt'}")
+    for strange in (torch.zeros(3), {"state_dict": {"visual.proj": 3}}):
+        torch.save(strange, tmp_path / "strange.pt")
+        with pytest.raises(CannotTeach, match="holds no state dict: names with tensors were expected"):
+            load_teacher(f"open_clip:small-clip-vit@{tmp_path / 'strange.pt'}")
     (tmp_path / "torn.safetensors").write_bytes(b"torn")
     with pytest.raises(CannotTeach, match="cannot be read as weights alone"):
         load_teacher(f"open_clip:small-clip-vit@{tmp_path / 'torn.safetensors'}")
@@ -253,6 +257,31 @@ def test_a_state_dict_of_plain_tensors_is_taken(weights, tmp_path):
     state = {f"module.{key}": value for key, value in weights["clip-vit"][1].state_dict().items()}
     torch.save({"state_dict": state, "epoch": 3}, tmp_path / "epoch_3.pt")
     assert load_teacher(f"open_clip:small-clip-vit@{tmp_path / 'epoch_3.pt'}").dim == 48
+
+
+def test_a_published_activation_comes_with_the_name_of_its_weights(weights, monkeypatch, caplog):
+    """open_clip only warns where weights were trained with QuickGELU and the architecture says GELU."""
+    published = {"openai": {"quick_gelu": True}, "laion": {}, "datacomp": {}}
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "small-clip-resnet", published)
+    file, plain = weights["clip-resnet"]
+    quick = open_clip.create_model("small-clip-resnet", force_quick_gelu=True).eval()
+    quick.load_state_dict(plain.state_dict())
+    ids = open_clip.get_tokenizer("ViT-B-32")(TEXTS)
+    with torch.no_grad():
+        wanted = {"openai": quick.encode_text(ids, normalize=True), "laion": plain.encode_text(ids, normalize=True)}
+    assert (wanted["openai"] - wanted["laion"]).abs().max() > CLOSE
+    made = {tag: load_teacher(f"open_clip:small-clip-resnet/{tag}@{file}") for tag in wanted}
+    for tag, teacher in made.items():
+        ids, start, length, end = rows(teacher, TEXTS)
+        with torch.no_grad():
+            text = F.normalize(teacher.text(ids, torch.zeros(len(TEXTS), 1, 64), start, length, end), dim=1)
+        assert (text - wanted[tag]).abs().max() < CLOSE, tag
+    assert made["openai"].id != made["laion"].id and made["openai"].text_id != made["laion"].text_id
+    assert "differ in" not in caplog.text
+    assert teacher_of(weights, "clip-resnet").id == made["laion"].id  # as most published weights
+    assert "differ in their pixels or their activation" in caplog.text
+    with pytest.raises(CannotTeach, match="no published weights 'opanai' of small-clip-resnet; there are: openai"):
+        load_teacher(f"open_clip:small-clip-resnet/opanai@{file}")
 
 
 # --- the command

@@ -44,6 +44,14 @@ class Vocabulary:
         self._norm = self._weight.float().norm(dim=1).clamp(min=1e-9)
         self._mark = mark_of(tokenizer)
 
+    def whole_words(self) -> list[int]:
+        """Ids of whole words, in the vocabulary's order, which is by frequency in all kinds of it. Single letters are
+        left out where a vocabulary has pieces of words: every letter is one."""
+        shortest = 2 if self._mark else 1
+        free = (i for i, bad in enumerate(self._left_out.tolist()) if not bad)
+        said = ((i, readable(self._names[i] or "", self._mark)) for i in free)
+        return [i for i, text in said if len(text) >= shortest and text[0].isalnum() and "…" not in text]
+
     @torch.no_grad()
     def nearest(self, sentence: Tensor, count: int = NEAREST) -> list[list[Word]]:
         """Of each token (k, width) the words of highest cosine, best first."""

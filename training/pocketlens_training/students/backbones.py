@@ -123,8 +123,8 @@ def _load(name: str, made: nn.Module, file: Path) -> None:
         tensors = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
     except Exception as error:  # each library has its own kinds
         raise CannotStudy(f"{name}: {file} does not hold tensors alone ({str(error).splitlines()[0][:200]})") from error
-    if not isinstance(tensors, dict):
-        raise CannotStudy(f"{name}: {file} does not hold tensors alone, by name, but a {type(tensors).__name__}")
+    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
+        raise CannotStudy(f"{name}: {file} does not hold tensors alone, by name")
     wanted = made.state_dict()
     mine = {key: value for key, value in tensors.items() if key in wanted}
     lacking = sorted(wanted.keys() - mine.keys())

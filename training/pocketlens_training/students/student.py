@@ -6,6 +6,7 @@ import torch
 from pocketlens_wire.pictures import PictureSpec
 from torch import Tensor, nn
 
+from pocketlens_training.nearest_words import Vocabulary
 from pocketlens_training.students.backbones import TINY, Backbone, make_backbone
 from pocketlens_training.students.token_learner import Reading, TokenLearner
 from pocketlens_training.teachers.teacher import Teacher
@@ -60,9 +61,8 @@ def median_norm(teacher: Teacher) -> float:
 
 
 def words_of(teacher: Teacher, limit: int) -> Tensor:
-    """The first `limit` word embeddings (n, width) that are no special ids: byte pairs list words by frequency."""
-    special = set(teacher.layout.special)
-    ids = [i for i in range(teacher.text.words.num_embeddings) if i not in special][:limit]
+    """Embeddings (n, width) of the `limit` most frequent whole words."""
+    ids = Vocabulary(teacher).whole_words()[:limit]
     return teacher.text.words.weight.detach()[torch.tensor(ids)].float().clone()
 
 

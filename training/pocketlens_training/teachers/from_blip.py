@@ -39,11 +39,15 @@ def from_blip(name: str, source: str) -> Teacher:
 
     _refuse_other_kinds(name, source)
     try:
-        model: Any = BlipForImageTextRetrieval.from_pretrained(source, use_safetensors=_has_safetensors(source))
+        loaded: Any = BlipForImageTextRetrieval.from_pretrained(
+            source, use_safetensors=_has_safetensors(source), output_loading_info=True
+        )
         words: Any = AutoTokenizer.from_pretrained(source)
         pixels: Any = BlipImageProcessor.from_pretrained(source)
     except (OSError, ValueError, RuntimeError) as error:
         raise CannotTeach(f"{name}: {str(error).splitlines()[0][:300]}") from error
+    model, loading = loaded
+    _refuse_other_tensors(name, loading)
     frozen(model)
     layout = probed_layout(words.backend_tokenizer, pad=words.pad_token_id, clean=[], fixed_length=False)
     image, text = BlipImage(model, pixels.image_mean, pixels.image_std), BlipText(model)
@@ -54,12 +58,12 @@ def from_blip(name: str, source: str) -> Teacher:
         scale=SCALE,
         dim=model.text_proj.out_features,
         context=min(CONTEXT, model.config.text_config.max_position_embeddings),
-        picture=PictureSpec(side=pixels.size["height"], fit="squash", resample=RESAMPLED[int(pixels.resample)]),
+        picture=PictureSpec(side=pixels.size["height"], fit="squash", resample=_resampling(name, pixels)),
         layout=layout,
         prompts=PROMPTS,
         tokenizer=words.backend_tokenizer,
         signature=_signature(model.config, pixels),
-        matching=BlipMatching(model, image, text),
+        matching=BlipMatching(model, image, text, _matching_mark(model.config.text_config, words)),
     )
 
 
@@ -119,22 +123,58 @@ class BlipImage(ImageModule):
 
 
 class BlipMatching(MatchingModule):
-    """BLIP's text encoder with cross-attention to a picture, and its matching head, read at the first position."""
+    """BLIP's text encoder with cross-attention to a picture, and its matching head, read at the first position, where
+    it was trained to find `mark` (None: what rows begin with)."""
 
-    def __init__(self, model: Any, image: BlipImage, text: BlipText) -> None:
+    def __init__(self, model: Any, image: BlipImage, text: BlipText, mark: int | None) -> None:
         super().__init__()
-        self.image, self.text, self.head = image, text, model.itm_head
+        self.image, self.text, self.head, self.mark = image, text, model.itm_head, mark
 
     def look(self, pixels: Tensor) -> Tensor:
         return self.image.states(pixels)
 
     def forward(self, rows: Any, sentence: Tensor, seen: Tensor) -> Tensor:
+        token_ids = rows.token_ids
+        if self.mark is not None:
+            token_ids = token_ids.clone()
+            token_ids[:, 0] = self.mark
         states = self.text.states(
-            rows.token_ids, sentence, rows.sentence_start, rows.sentence_length, rows.end,
+            token_ids, sentence, rows.sentence_start, rows.sentence_length, rows.end,
             encoder_hidden_states=seen,
             encoder_attention_mask=torch.ones(seen.shape[:2], dtype=torch.long, device=seen.device),
         )  # fmt: skip
         return self.head(states[:, 0])
+
+
+def _refuse_other_tensors(name: str, loading: Any) -> None:
+    """The library fills what a file lacks with random numbers."""
+    wrong = {
+        "lacks": sorted(loading["missing_keys"]),
+        "has another shape for": sorted(str(key[0]) for key in loading["mismatched_keys"]),
+    }
+    said = [f"{what} {', '.join(keys[:3])} ({len(keys)} in all)" for what, keys in wrong.items() if keys]
+    if said:
+        raise CannotTeach(f"{name}: its file {' and '.join(said)}; it is of another architecture, or incomplete")
+
+
+def _resampling(name: str, pixels: Any) -> str:
+    found = int(pixels.resample)
+    if found not in RESAMPLED:
+        raise CannotTeach(
+            f"{name}: its pictures are resampled with Pillow's filter {found}; here are "
+            f"{', '.join(f'{number} ({said})' for number, said in RESAMPLED.items())}"
+        )
+    return RESAMPLED[found]
+
+
+def _matching_mark(config: Any, words: Any) -> int | None:
+    """The id of [ENC], which the authors' code puts in place of [CLS] before the matching head (salesforce/BLIP,
+    blip_retrieval.py). The library's tokenizer does not know it; its embedding is the last, after that of [DEC]."""
+    known = words.backend_tokenizer.token_to_id("[ENC]")
+    if known is not None:
+        return int(known)
+    last = config.vocab_size - 1
+    return last if last == config.bos_token_id + 1 and last >= len(words) else None
 
 
 def _signature(config: Any, pixels: Any) -> str:

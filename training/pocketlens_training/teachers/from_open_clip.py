@@ -25,6 +25,8 @@ from pocketlens_training.recipe import PROMPTS
 from pocketlens_training.teachers.teacher import CannotTeach, ImageModule, Teacher, TextModule, frozen
 from pocketlens_training.teachers.tokenizing import CLEANED, byte_pairs, clip_layout, probed_layout, read_tokenizer
 
+PIXELS = ("mean", "std", "interpolation", "resize_mode")
+QUICK = "quick_gelu"
 FITS = {"shortest": "crop", "squash": "squash"}  # open_clip's resize_mode -> PictureSpec.fit
 
 
@@ -41,13 +43,13 @@ def from_open_clip(name: str, model: str, *, pretrained: str | None = None, file
             f"{name}: open_clip has no model {model!r}; `python -c 'import open_clip; print(open_clip.list_models())'`"
         )
     _refuse_other_texts(name, config)
+    pixels_of_weights, quick = _way_of_weights(name, model, pretrained)
     whole: Any
     if file is None:
-        whole = _published(name, model, str(pretrained))
+        whole = _published(name, model, str(pretrained), quick=quick)
     else:
-        pixels_of_file = _published_pixels(name, model, pretrained)
         with _quietly():  # it warns that no published weights were loaded, which is what was asked for
-            whole = open_clip.create_model(model, force_preprocess_cfg=pixels_of_file)
+            whole = open_clip.create_model(model, force_preprocess_cfg=pixels_of_weights, force_quick_gelu=quick)
         whole.load_state_dict(_weights(name, file, whole))
     frozen(whole)
     text: Any = whole if hasattr(whole, "transformer") else whole.text
@@ -66,30 +68,35 @@ def from_open_clip(name: str, model: str, *, pretrained: str | None = None, file
         layout=layout,
         prompts=PROMPTS,
         tokenizer=tokenizer,
-        signature=json.dumps({"config": config, "pixels": pixels}, sort_keys=True, default=str),
+        signature=json.dumps({"config": config, "pixels": pixels, "quick_gelu": quick}, sort_keys=True, default=str),
     )
 
 
-def _published_pixels(name: str, model: str, pretrained: str | None) -> dict[str, Any]:
-    """How published weights of this architecture want their pixels: open_clip keeps that with the weights, not with the
-    architecture, and a file does not say it. Of several ways, that of most published weights, and a warning."""
+def _way_of_weights(name: str, model: str, pretrained: str | None) -> tuple[dict[str, Any], bool]:
+    """How published weights of this architecture want their pixels, and whether they were trained with QuickGELU:
+    open_clip keeps both with the weights, not with the architecture, and a file does not say it. Of several ways, that
+    of most published weights, and a warning. Raises CannotTeach for `pretrained` that open_clip does not list."""
     import open_clip
 
-    keys = ("mean", "std", "interpolation", "resize_mode")
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    if pretrained is not None and pretrained not in tags:
+        raise CannotTeach(f"{name}: no published weights {pretrained!r} of {model}; there are: {', '.join(tags)}")
     ways: list[str] = []
-    for tag in [pretrained] if pretrained else open_clip.list_pretrained_tags_by_model(model):
+    for tag in [pretrained] if pretrained else tags:
         config = open_clip.get_pretrained_cfg(model, tag) or {}
-        found = {key: config[key] for key in keys if config.get(key) is not None}
-        ways.append(json.dumps(found, sort_keys=True, default=list))
+        found = {key: config[key] for key in PIXELS if config.get(key) is not None}
+        ways.append(json.dumps({**found, QUICK: bool(config.get(QUICK))}, sort_keys=True, default=list))
     if not ways:
-        return {}
+        return {}, False
     (most, _), *others = Counter(ways).most_common()
     if others:
         logging.getLogger("pocketlens").warning(
-            "%s: published weights of %s want pixels in different ways; taken is %s. Say whose weights the file holds: "
-            "open_clip:%s/PRETRAINED@FILE", name, model, most, model,
+            "%s: published weights of %s differ in their pixels or their activation; taken is %s. Say whose weights "
+            "the file holds: open_clip:%s/PRETRAINED@FILE", name, model, most, model,
         )  # fmt: skip
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in json.loads(most).items()}
+    way = json.loads(most)
+    quick = bool(way.pop(QUICK))
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in way.items()}, quick
 
 
 @contextmanager
@@ -187,14 +194,11 @@ def _refuse_other_texts(name: str, config: dict[str, Any]) -> None:
         raise CannotTeach(f"{name}: CoCa reads its text feature from an extra token; choose a CLIP or SigLIP model")
 
 
-def _published(name: str, model: str, pretrained: str) -> Any:
+def _published(name: str, model: str, pretrained: str, *, quick: bool) -> Any:
     import open_clip
 
-    tags = open_clip.list_pretrained_tags_by_model(model)
-    if pretrained not in tags:
-        raise CannotTeach(f"{name}: no published weights {pretrained!r} of {model}; there are: {', '.join(tags)}")
     try:
-        return open_clip.create_model(model, pretrained=pretrained)
+        return open_clip.create_model(model, pretrained=pretrained, force_quick_gelu=quick)
     except (OSError, RuntimeError) as error:
         raise CannotTeach(
             f"{name}: the weights cannot be fetched ({str(error).splitlines()[0]}). Without a network, fetch them "
@@ -216,7 +220,9 @@ def _weights(name: str, file: Path, whole: nn.Module) -> dict[str, Tensor]:
             f"{name}: {file} cannot be read as weights alone ({str(error).splitlines()[0][:200]}). Checkpoints that "
             "hold more than tensors are not unpickled: save the state dict as safetensors"
         ) from error
-    held: Any = tensors.get("state_dict", tensors)
+    held: Any = tensors.get("state_dict", tensors) if isinstance(tensors, dict) else None
+    if not isinstance(held, dict) or not all(isinstance(value, Tensor) for value in held.values()):
+        raise CannotTeach(f"{name}: {file} holds no state dict: names with tensors were expected")
     tensors = {key.removeprefix("module."): value for key, value in held.items()}
     wanted = whole.state_dict()
     missing, strange = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())

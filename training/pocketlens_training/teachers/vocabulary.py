@@ -30,9 +30,11 @@ def count_words(texts: Iterable[str]) -> Counter[str]:
 
 
 def build_vocabulary(counts: Counter[str], *, at_least: int, at_most: int) -> list[str]:
-    """The words that get a token of their own: those seen `at_least` times, the `at_most` most frequent of them."""
-    frequent = [word for word, count in counts.most_common(at_most) if count >= at_least]
-    return sorted({*ALWAYS, *frequent})
+    """The words that get a token of their own, the most frequent first: those seen `at_least` times, `at_most` of them;
+    and those of ALWAYS."""
+    by_frequency = sorted(counts, key=lambda word: (-counts[word], word))
+    frequent = [word for word in by_frequency[:at_most] if counts[word] >= at_least]
+    return list(dict.fromkeys([*frequent, *ALWAYS]))
 
 
 def word_tokenizer(words: Sequence[str]) -> Tokenizer:
