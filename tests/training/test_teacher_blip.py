@@ -25,7 +25,8 @@ def folder(tmp_path_factory):
         text_config={
             "vocab_size": len(WORDS) + 2, "hidden_size": 32, "encoder_hidden_size": 48, "intermediate_size": 64,
             "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 40, "pad_token_id": 0,
-            "initializer_range": 0.2, "bos_token_id": len(WORDS), "eos_token_id": 3, "sep_token_id": 3,  # then [DEC] and [ENC], as in BLIP
+            "eos_token_id": 3, "sep_token_id": 3,
+            "initializer_range": 0.2, "bos_token_id": len(WORDS),  # [DEC], then [ENC], as in BLIP
         },
         vision_config={
             "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2,
