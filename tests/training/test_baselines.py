@@ -89,7 +89,7 @@ def test_the_networks_are_those_of_the_authors() -> None:
 def test_the_symmetric_baseline_reads_the_large_map(material, tmp_path: Path, cpu, quiet) -> None:
     module = learn_symmetric(material, SMALL, tmp_path, where=cpu, progress=quiet)
     places = teacher_places(
-        material.teacher, material.photos, material.numbers, material.content, material.cache, device=cpu.device,
+        material.teacher, material.photos, material.numbers, material.content, material.cache, where=cpu,
         progress=quiet,
     )  # fmt: skip
     seen = torch.from_numpy(places[:3].astype("float32"))
@@ -113,7 +113,7 @@ def test_the_symmetric_baseline_of_a_run_is_read_back(little: Path, tmp_path: Pa
 def test_places_are_the_towers_own_and_kept(material, tmp_path: Path, cpu, quiet) -> None:
     def made(rows: list[int]) -> torch.Tensor:
         found = teacher_places(
-            material.teacher, material.photos, material.numbers[rows], f"set {rows}", tmp_path, device=cpu.device,
+            material.teacher, material.photos, material.numbers[rows], f"set {rows}", tmp_path, where=cpu,
             progress=quiet,
         )  # fmt: skip
         return torch.from_numpy(found.astype("float32"))
@@ -140,7 +140,7 @@ def test_a_full_disk_for_places_is_said(material, tmp_path: Path, cpu, quiet, mo
     monkeypatch.setattr("numpy.lib.format.open_memmap", full)
     with pytest.raises(CannotSave, match="No space left"):
         teacher_places(
-            material.teacher, material.photos, material.numbers, material.content, tmp_path, device=cpu.device,
+            material.teacher, material.photos, material.numbers, material.content, tmp_path, where=cpu,
             progress=quiet,
         )  # fmt: skip
     assert not list((tmp_path / "places").iterdir())

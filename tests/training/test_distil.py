@@ -128,7 +128,7 @@ def test_distilling_brings_sentences_to_their_pictures(learn, material, tmp_path
             text = ready.reader.unit([ready.reader.alone] * 24, sentence)
             scores = text @ ready.unit[torch.from_numpy(ready.kept[:24])].T
         nearness.append(float(scores.diagonal().mean() - scores.mean()))
-    assert nearness[1] > nearness[0] + 0.05, nearness
+    assert nearness[1] > nearness[0] + 0.03, nearness
 
 
 def test_batches_prepared_by_workers_are_the_same_lesson(learn, tmp_path: Path) -> None:
@@ -294,7 +294,7 @@ def test_matching_needs_a_teacher_with_such_a_head(learn) -> None:
 def test_a_folder_begun_otherwise_is_refused_and_says_what_differs(learn, tmp_path: Path, little: Path) -> None:
     learn()
     before = (tmp_path / "run" / "run.json").read_bytes()
-    with pytest.raises(ValueError, match=r"begun with another recipe \(seed 20261121 there, 5 asked, tokens 2 there"):
+    with pytest.raises(ValueError, match=r"a different recipe \(seed 20261121 there, 5 asked, tokens 2 there"):
         learn(seed=5, tokens=3)
     assert (tmp_path / "run" / "run.json").read_bytes() == before
     other = tmp_path / "teacher"
@@ -304,7 +304,7 @@ def test_a_folder_begun_otherwise_is_refused_and_says_what_differs(learn, tmp_pa
     from safetensors.torch import save_file
 
     save_file(weights, other / "teacher.safetensors")
-    with pytest.raises(ValueError, match="begun with another teacher"):
+    with pytest.raises(ValueError, match="begun with a different teacher"):
         learn(teacher=f"run:{other}")
 
 

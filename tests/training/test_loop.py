@@ -38,9 +38,9 @@ class Killed(Exception):
 
 def run(
     folder: Path, schedule: Schedule = PLAIN, *, die_at: int | None = None, nan_at: int | None = None,
-    precision: str = "fp32",
+    steep_at: int | None = None, precision: str = "fp32",
 ) -> nn.Module:  # fmt: skip
-    """die_at, nan_at: micro-batches."""
+    """die_at, nan_at, steep_at (its loss is finite, its gradient is not): micro-batches."""
     folder.mkdir(exist_ok=True)
     torch.manual_seed(0)
     # Dropout and batch norm: randomness and state that a careless resumption loses.
@@ -51,6 +51,8 @@ def run(
             raise Killed
         x = torch.from_numpy(rng.standard_normal((16, 4))).float()
         loss = (given(x) - x.sum(1, keepdim=True)).square().mean()
+        if micro == steep_at:
+            loss = loss + (given[0].weight * 0).abs().sqrt().sum()
         figures: dict[str, float | Tensor] = {"drawn": float(x[0, 0])}
         if micro % 2 == 0:
             figures["now and then"] = loss.detach() + 1
@@ -108,6 +110,47 @@ def test_what_is_kept_is_the_mean_of_the_weights(tmp_path: Path) -> None:
     assert not mean.training
 
 
+def test_the_mean_follows_its_formula(tmp_path: Path) -> None:
+    """kept <- d kept + (1 - d) new, d = min(0.5, (1 + t) / (10 + t)) after the first step, whose weights are taken."""
+    before: list[Tensor] = []
+
+    def learned(folder: str, average: float) -> nn.Linear:
+        torch.manual_seed(0)
+        module = nn.Linear(3, 1)
+
+        def loss_of(given: Any, micro: int, rng: np.random.Generator) -> tuple[Tensor, dict]:
+            if not average:
+                before.append(given.weight.detach().clone())
+            return given(torch.from_numpy(rng.standard_normal((4, 3))).float()).square().mean(), {}
+
+        (tmp_path / folder).mkdir()
+        schedule = Schedule(steps=12, rate=1e-2, seed=1, average=average)
+        train(
+            "toy", module, loss_of, schedule, folder=tmp_path / folder, where=machine("cpu", "fp32"),
+            progress=progress_bar(),
+        )  # fmt: skip
+        return module
+
+    last = learned("last", 0.0)
+    first, *later = [*before[1:], last.weight.detach()]
+    kept = first
+    for t, new in enumerate(later, 1):
+        share = min(0.5, (1 + t) / (10 + t))
+        kept = share * kept + (1 - share) * new
+    assert torch.allclose(learned("mean", 0.5).weight, kept, atol=1e-6)
+
+
+def test_tensorboard_keeps_what_came_before_a_resumption(tmp_path: Path) -> None:
+    reading = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    with pytest.raises(Killed):
+        run(tmp_path, replace(PLAIN, every=20), die_at=37)
+    run(tmp_path, replace(PLAIN, every=20))
+    events = reading.EventAccumulator(str(tmp_path / "tensorboard" / "toy"))
+    events.Reload()
+    for name in ("loss", "held out"):
+        assert [event.step for event in events.Scalars(name)] == [20, 40, 60], name
+
+
 def test_accumulated_batches_are_one_large_batch(tmp_path: Path) -> None:
     """Of a module whose gradient is a mean over rows, two halves of a batch give the gradient of the whole."""
     data = torch.from_numpy(np.random.default_rng(0).standard_normal((8, 10, 3))).float()
@@ -163,7 +206,7 @@ def test_a_finished_stage_is_read_not_trained(tmp_path: Path) -> None:
     [(PLAIN, 0, 1), (PLAIN, 33, 34), (PLAIN, 59, 60), (ALL, 66, 34), (ALL, 67, 34), (ALL, 68, 35)],
 )
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_step(tmp_path: Path, schedule, micro, step) -> None:
-    with pytest.raises(NotFinite, match=rf"toy: the loss of step {step} is not a number"):
+    with pytest.raises(NotFinite, match=rf"toy: loss or gradient of step {step} is not a number"):
         run(tmp_path, schedule, nan_at=micro)
     assert not (tmp_path / "toy.safetensors").exists()
     saved = tmp_path / "toy.resume.safetensors"
@@ -174,6 +217,16 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_its_step(tmp_path: Pa
         assert all(bool(torch.isfinite(tensor.float()).all()) for tensor in state.values())
     if (tmp_path / "toy.csv").exists():
         assert all(math.isfinite(value) for row in read_log(tmp_path / "toy.csv") for value in row.values())
+
+
+@pytest.mark.parametrize(("micro", "step"), [(9, 10), (33, 34), (59, 60)])
+def test_a_gradient_that_is_not_finite_is_no_good_state(tmp_path: Path, micro: int, step: int) -> None:
+    """Its loss is finite; that of the next step is not, and after the last step there is no next."""
+    with pytest.raises(NotFinite, match=rf"toy: loss or gradient of step {step} is not a number"):
+        run(tmp_path, steep_at=micro)
+    assert not (tmp_path / "toy.safetensors").exists()
+    for saved in tmp_path.glob("*.safetensors"):
+        assert all(bool(torch.isfinite(tensor.float()).all()) for tensor in load_file(saved).values())
 
 
 def full_disk(*_args, **_kwargs) -> None:

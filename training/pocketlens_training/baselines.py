@@ -92,14 +92,9 @@ def learn_symmetric(
     """Same token learner, k, losses and batch as the student; photos without variation, no sketches: its maps are
     kept."""
     places = teacher_places(
-        material.teacher,
-        material.photos,
-        material.numbers,
-        material.content,
-        material.cache,
-        device=where.device,
+        material.teacher, material.photos, material.numbers, material.content, material.cache, where=where,
         progress=progress,
-    )
+    )  # fmt: skip
     torch.manual_seed(recipe.seed)
     module = Symmetric(
         make_learner(recipe.student, places.shape[2], material.teacher, tokens=recipe.tokens, anchors=recipe.anchors)

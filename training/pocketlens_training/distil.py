@@ -26,7 +26,7 @@ from pocketlens_training.loop import Schedule, train, write_json
 from pocketlens_training.material import UNREADABLE, Material, Sources, gather
 from pocketlens_training.places import grid_of, teacher_places
 from pocketlens_training.recipe import DistilRecipe
-from pocketlens_training.run import RUN, account, refuse_another
+from pocketlens_training.run import RUN, account, content_of, first_made, refuse_another
 from pocketlens_training.sets.feed import Feed
 from pocketlens_training.sets.kept import MOST_BYTES, KeptPixels, keep_pixels
 from pocketlens_training.sets.pixels import Ask, VariedPictures
@@ -76,18 +76,19 @@ def distil(
     check_fits(teacher, recipe)
     sources.check()
     cache = cache or folder
-    asked = account(folder, teacher_name, teacher, sources, recipe, cache)
+    asked = account(folder, teacher_name, teacher, sources, recipe, cache, where)
     refuse_another(folder, asked)
     torch.manual_seed(recipe.seed)
     student = make_student(
         recipe.student, teacher, tokens=recipe.tokens, side=recipe.side, pretrained=recipe.pretrained,
         anchors=recipe.anchors,
     )  # fmt: skip
-    with where.main_process_first():  # the others find its vectors kept
-        material = gather(teacher, sources, recipe, where=where, progress=progress, workers=workers, cache=cache)
+    material = gather(teacher, sources, recipe, where=where, progress=progress, workers=workers, cache=cache)
+    asked["content"] = content_of(sources, material)
+    refuse_another(folder, asked)
     if where.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / RUN, asked)  # only now: what cannot be learned has begun nothing
+        write_json(folder / RUN, first_made(folder, asked))  # only now: what cannot be learned has begun nothing
         list_unreadable(folder / UNREADABLE, material.unreadable)
     learn(student, material, recipe, folder, where=where, progress=progress, workers=workers, keep_bytes=keep_bytes)
     return student
@@ -210,6 +211,7 @@ class _Terms:
         progress: Progress,
     ) -> None:  # fmt: skip
         self.plan, self.material, self.recipe, self.device = plan, material, recipe, where.device
+        self.autocast = where.autocast
         self.reader, self.scale = material.reader, material.teacher.scale
         self.unit = material.unit
         self.bank_rows = material.kept
@@ -219,7 +221,7 @@ class _Terms:
         if recipe.lar == "map":
             self.places = teacher_places(
                 material.teacher, material.photos, material.numbers, material.content, material.cache,
-                device=where.device, progress=progress,
+                where=where, progress=progress,
             )  # fmt: skip
             teacher_width = self.places.shape[2]
             self.centre = torch.from_numpy(np.asarray(self.places[:CENTRED], np.float32).mean((0, 1))).to(where.device)
@@ -280,18 +282,20 @@ class _Terms:
             )
             return losses.map_alignment(reading.first[:photos].float(), attention, places - self.centre)
         assert self.matching is not None
-        with torch.no_grad():
+        with torch.no_grad(), self.autocast():
             seen = self.matching.look(self.large.at(micro))
         sentence = reading.sentence[:photos].float()
         likeness = self.scale * text[:photos].detach() @ wanted[:photos].T
         likeness = likeness.masked_fill(losses.twins(wanted[:photos]), -1e4)  # a duplicate is no wrong picture
         wrong_image, wrong_sentence = losses.hard_ones(likeness), losses.hard_ones(likeness.T)
         made = self.reader.maker.rows([self.reader.alone] * photos, tokens=sentence.shape[1]).to(self.device)
-        return losses.matching(
-            self.matching(made, sentence, seen),
-            self.matching(made, sentence, seen[wrong_image]),
-            self.matching(made, sentence[wrong_sentence], seen),
-        )
+        with self.autocast():
+            own = self.matching(made, sentence, seen)
+            others = (
+                self.matching(made, sentence, seen[wrong_image]),
+                self.matching(made, sentence[wrong_sentence], seen),
+            )
+        return losses.matching(own.float(), *(logits.float() for logits in others))
 
     def _matched(self, micro: int) -> list[Ask]:
         return [ask for ask in self.plan.asks(micro) if ask.kind == "photo"][: self.plan.photos]

@@ -6,7 +6,7 @@ found again. Shared by all runs that name the same cache."""
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,9 +27,11 @@ SHARD = 8192  # pictures
 
 @dataclass(frozen=True)
 class Seen:
-    """What a teacher made of a source. numbers: of the readable pictures, in order; raw: float32 (readable, dim)."""
+    """What a teacher made of a source. numbers: of the readable pictures, in order; digests: of their contents, uint8
+    (readable, 16); raw: float32 (readable, dim)."""
 
     numbers: NDArray[np.int64]
+    digests: NDArray[np.uint8]
     raw: Tensor
     unreadable: list[tuple[str, str]]
 
@@ -64,7 +66,9 @@ def teacher_vectors(
     store.flush()
     if not found:
         raise NoPictures(f"none of the {len(source)} pictures can be read; the first: {unreadable[0][1]}")
-    return Seen(np.array([number for number, _ in found]), store.take([d for _, d in found]), unreadable)
+    numbers, digests = zip(*found, strict=True)
+    named = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST_BYTES)
+    return Seen(np.array(numbers), named, store.take(digests), unreadable)
 
 
 def list_unreadable(path: Path, unreadable: list[tuple[str, str]]) -> None:
@@ -122,5 +126,5 @@ class _Store:
         self._parts.append(raw)
         self._new.clear()
 
-    def take(self, digests: list[bytes]) -> Tensor:
+    def take(self, digests: Sequence[bytes]) -> Tensor:
         return torch.cat(self._parts)[torch.tensor([self.known[named] for named in digests])]

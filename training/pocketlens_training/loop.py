@@ -6,9 +6,11 @@ would have taken. Devices, precision and gradient synchronisation are accelerate
 from __future__ import annotations
 
 import csv
+import glob
 import json
 import math
 import os
+import platform
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -32,7 +34,7 @@ from rich.progress import (
 )
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 LOG_EVERY = 20  # steps
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
@@ -41,8 +43,11 @@ LossOf = Callable[[Any, int, np.random.Generator], tuple[Tensor, Mapping[str, fl
 """(module, micro-batch number, its randomness) -> (loss, figures for the log)."""
 
 
+Several = tuple[Tensor, ...] | list[Tensor]
+
+
 class NotFinite(FloatingPointError):
-    """The loss became NaN or infinite: names the step and where the last good state lies."""
+    """A loss or a gradient became NaN or infinite: names the step and where the last good state lies."""
 
 
 class CannotSave(OSError):
@@ -54,8 +59,8 @@ class Schedule:
     """How long and how fast.
 
     rate: peak of AdamW's. slower: factor on it of the parameters whose name begins with one of these. decay: weight
-    decay of matrices. accumulate: micro-batches whose gradients one step sums. average: decay of the running mean of
-    the weights (EMA), which is what is kept; 0 keeps the last ones. every: steps between saved states."""
+    decay of matrices. accumulate: micro-batches whose mean gradient one step takes. average: decay of the running mean
+    of the weights (EMA), which is what is kept; 0 keeps the last ones. every: steps between saved states."""
 
     steps: int
     rate: float
@@ -113,9 +118,30 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm))))
 
 
+def partial_of(path: Path) -> Path:
+    """Where `path` is written until it is whole: several processes may make the same thing. What processes of this
+    machine left there when they were killed is removed."""
+    here = f"{path.stem}.{platform.node()}-"
+    for left in path.parent.glob(f"{glob.escape(here)}*.part"):
+        process = left.name.removeprefix(here).removesuffix(".part")
+        if process.isdecimal() and not _alive(int(process)):
+            left.unlink(missing_ok=True)
+    return path.with_name(f"{here}{os.getpid()}.part")
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 def save_atomically(tensors: Mapping[str, Tensor], path: Path, *, metadata: dict[str, str] | None = None) -> None:
     """Write `path` whole or not at all. Raises CannotSave, for example on a full disk."""
-    partial = path.with_suffix(f".{os.getpid()}.part")  # several processes may keep the same thing
+    partial = partial_of(path)
     try:
         save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, partial, metadata)
         partial.replace(path)
@@ -168,7 +194,7 @@ class _Run:
         self.prepared, self.optimiser = where.prepare(module, optimiser)
         self.trained = [p for p in module.parameters() if p.requires_grad]
         self.log = Log(folder, lesson, self.first) if where.is_main_process else None
-        self.unchecked: list[Tensor] = []  # losses not yet looked at: looking waits for the GPU
+        self.unchecked: list[Tensor] = []  # of each step, whether all was finite; looking waits for the GPU
 
     @property
     def _saved(self) -> Path:
@@ -199,6 +225,7 @@ class _Run:
         for group in self.optimiser.param_groups:
             group["lr"] = rate * group["factor"]
         figures: dict[str, float | Tensor] = {}
+        losses: list[Tensor] = []
         for part in range(schedule.accumulate):
             micro = step * schedule.accumulate + part
             seed = [schedule.seed, micro, where.process_index]
@@ -207,9 +234,12 @@ class _Run:
             with wait:
                 loss, told = self.loss_of(self.prepared, micro, np.random.default_rng(seed))
                 where.backward(loss / schedule.accumulate)
-            self.unchecked.append(loss.detach())
+            losses.append(loss.detach())
             figures |= {"loss": loss.detach(), **told}
-        where.clip_grad_norm_(self.trained, schedule.clip)
+        norm = where.clip_grad_norm_(self.trained, schedule.clip)
+        if where.scaler is None and norm is not None:  # a scaler leaves out steps of infinite gradients
+            losses.append(norm.detach())
+        self.unchecked.append(torch.isfinite(torch.stack([each.float() for each in losses])).all())
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         if self.averaged is not None:
@@ -217,17 +247,16 @@ class _Run:
         return figures
 
     def _check(self, step: int) -> None:
-        """Raises NotFinite if a loss since the last look was not a number."""
-        good = torch.isfinite(torch.stack(self.unchecked))
-        count = len(self.unchecked)
+        """Raises NotFinite if a loss or a gradient since the last look was not a number."""
+        good = torch.stack(self.unchecked).tolist()
         self.unchecked.clear()
-        if bool(good.all()):
+        if all(good):
             return
-        first = step + 1 - (count - int(good.int().argmin()) - 1) // self.schedule.accumulate
+        first = step + 2 - len(good) + good.index(False)
         kept = f"the last good state is {self._saved}" if self._saved.exists() else "no state was saved before it"
         raise NotFinite(
-            f"{self.lesson}: the loss of step {first} is not a number; {kept}. Lower the rate, in a new folder, or "
-            "look at what that step was shown"
+            f"{self.lesson}: loss or gradient of step {first} is not a number; {kept}. Lower the rate, in a new "
+            "folder, or look at what that step was shown"
         )
 
     def _say(self, step: int, figures: dict[str, float], pace: float, bar: Any, *, slow: bool) -> None:
@@ -332,7 +361,7 @@ def read_log(path: Path) -> list[dict[str, float]]:
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
     """Write `path` whole or not at all."""
-    partial = path.with_suffix(f".{os.getpid()}.part")
+    partial = partial_of(path)
     partial.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     partial.replace(path)
 
@@ -342,21 +371,24 @@ def _tensorboard(folder: Path, first: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(str(folder), purge_step=first)
+    return SummaryWriter(str(folder), purge_step=first + 1)
 
 
 def _averaged(module: nn.Module, decay: float) -> AveragedModel | None:
     if not decay:
         return None
 
-    def mixed(kept: Tensor, new: Tensor, count: Tensor | int) -> Tensor:
+    def mix(kept: Several, new: Several, _count: Tensor | int) -> None:
+        if not kept[0].is_floating_point():
+            for mine, theirs in zip(kept, new, strict=True):
+                mine.copy_(theirs)
+            return
+        steps = float(averaged.n_averaged)  # on the CPU: the count given lies on the GPU, and reading it waits
         # Early on the mean is of few steps, or it would remember the first weights.
-        return torch.lerp(kept, new, 1.0 - min(decay, (1.0 + float(count)) / (10.0 + float(count))))
+        get_ema_multi_avg_fn(min(decay, (1.0 + steps) / (10.0 + steps)))(kept, new, 0)
 
-    def mixed_or_taken(kept: Tensor, new: Tensor, count: Tensor | int) -> Tensor:
-        return mixed(kept, new, count) if kept.is_floating_point() else new
-
-    return AveragedModel(module, avg_fn=mixed_or_taken, use_buffers=True)
+    averaged = AveragedModel(module, multi_avg_fn=mix, use_buffers=True)
+    return averaged
 
 
 def _groups(module: nn.Module, schedule: Schedule) -> list[dict[str, Any]]:

@@ -6,10 +6,8 @@ All of it is frozen, shared by every student and baseline of a run, and computed
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -73,6 +71,8 @@ class Material:
     photos: Source
     numbers: NDArray[np.int64]
     """Of each row, its number in `photos`."""
+    content: str
+    """What names the photos by what they hold: 16 hex digits."""
     raw: Tensor
     """Raw teacher vectors float32 (rows, dim)."""
     kept: NDArray[np.int64]
@@ -91,11 +91,6 @@ class Material:
     unreadable: list[tuple[str, str]] = field(default_factory=list)
     probe: Probe | None = None
 
-    @cached_property
-    def content(self) -> str:
-        """What names the photos by what they hold: 16 hex digits over their raw vectors."""
-        return sha256(self.raw.numpy().tobytes()).hexdigest()[:16]
-
     @property
     def unit(self) -> Tensor:
         return F.normalize(self.raw, dim=1)
@@ -106,6 +101,14 @@ def gather(
     cache: Path,
 ) -> Material:  # fmt: skip
     """Teacher vectors of all pictures, and all else that is frozen. Raises NoPictures, BadLines."""
+    with where.main_process_first():  # the others find its vectors kept
+        return _gathered(teacher, sources, recipe, where, progress, workers, cache)
+
+
+def _gathered(
+    teacher: Teacher, sources: Sources, recipe: DistilRecipe, where: Accelerator, progress: Progress, workers: int,
+    cache: Path,
+) -> Material:  # fmt: skip
     for module in (teacher.image, teacher.text):
         module.to(where.device)
     photos, attributes = open_images(sources.images)
@@ -119,10 +122,10 @@ def gather(
             f"{len(seen.unreadable)} pictures cannot be read and are left out; {UNREADABLE} lists them"
         )
     reader = reader_of(teacher, where)
-    held, kept = _split([photos.names[n] for n in seen.numbers], recipe.held_out)
+    held, kept = split_by_content(seen.digests, recipe.held_out)
     material = Material(
         teacher=teacher, reader=reader, photos=photos, numbers=seen.numbers, raw=seen.raw, kept=kept, held=held,
-        cache=cache, unreadable=seen.unreadable,
+        content=sha256(seen.digests.tobytes()).hexdigest()[:16], cache=cache, unreadable=list(seen.unreadable),
     )  # fmt: skip
     if sources.told is not None and recipe.composition_weight:
         material.told = ToldBank(
@@ -165,13 +168,15 @@ def _add_sketches(
         good |= {one.number for one in looked if one.problem is None}
         content.update(b"".join(one.digest for one in looked))
         material.unreadable += [(source.names[one.number], one.problem) for one in looked if one.problem is not None]
-    pairs = []
-    for number, (_, photo) in enumerate(listed):
-        row = row_of.get(_absolute(file.parent, photo))
-        if number in good and row is not None and row not in held:
-            pairs.append((number, row))
+    rows = [row_of.get(_absolute(file.parent, photo)) for _, photo in listed]
+    pairs = [(n, row) for n, row in enumerate(rows) if row is not None and n in good and row not in held]
     if not pairs:
         raise BadLines(f"{file}: none of its {len(listed)} photos is among the readable pictures of --images")
+    if strangers := rows.count(None):
+        progress.console.print(
+            f"{file}: {strangers:,} of {len(listed):,} sketches are left out: their photo is no readable picture of "
+            "--images"
+        )
     material.sketches, material.drawn = source, np.array(pairs)
     material.sketch_content = content.hexdigest()[:16]
     if recipe.sketches == "drawn-own":
@@ -186,8 +191,12 @@ def _absolute(root: Path, name: str) -> str:
     return os.path.normpath(root.absolute() / name)
 
 
-def _split(names: list[str], held_out: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(held out, kept) rows, by the hash of names: the same pictures whatever their order."""
-    order = np.argsort([zlib.crc32(os.fsencode(name)) for name in names], kind="stable")
-    count = min(held_out, len(names) // 10)
-    return np.sort(order[:count]), np.sort(order[count:])
+def split_by_content(digests: NDArray[np.uint8], held_out: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(held out, kept) rows, by digest: the same pictures whatever their order and names, and no copy of one that is
+    held out among the kept. Held out is at most a tenth."""
+    names = [row.tobytes() for row in digests]
+    order = np.array(sorted(range(len(names)), key=names.__getitem__), np.int64)
+    cut = min(held_out, len(names) // 10)
+    while cut > 0 and names[order[cut]] == names[order[cut - 1]]:
+        cut -= 1
+    return np.sort(order[:cut]), np.sort(order[cut:])

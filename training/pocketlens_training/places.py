@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from numpy.typing import NDArray
 from rich.progress import Progress
 
-from pocketlens_training.loop import CannotSave
+from pocketlens_training.loop import CannotSave, partial_of
 from pocketlens_training.sets.feed import look, pixels_of
 from pocketlens_training.sets.sources import Source
 from pocketlens_training.teachers.teacher import Teacher
@@ -19,17 +19,25 @@ from pocketlens_training.teachers.teacher import Teacher
 
 @torch.no_grad()
 def teacher_places(
-    teacher: Teacher, photos: Source, numbers: NDArray[np.int64], content: str, cache: Path, *, device: torch.device,
+    teacher: Teacher, photos: Source, numbers: NDArray[np.int64], content: str, cache: Path, *, where: Accelerator,
     progress: Progress, workers: int = 0,
 ) -> NDArray[np.float16]:  # fmt: skip
     """Maps float16 (rows, places, width) of the pictures `numbers`, memory-mapped from `cache`. Raises CannotSave.
 
     content: what names the pictures by what they hold."""
     path = cache / "places" / f"{teacher.id}-{content}.npy"
-    if path.exists():
-        return np.load(path, mmap_mode="r")
+    with where.main_process_first():
+        if not path.exists():
+            _make(teacher, photos, numbers, path, where.device, progress, workers)
+    return np.load(path, mmap_mode="r")
+
+
+def _make(
+    teacher: Teacher, photos: Source, numbers: NDArray[np.int64], path: Path, device: torch.device, progress: Progress,
+    workers: int,
+) -> None:  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.part")
+    partial = partial_of(path)
     bar = progress.add_task("places", total=len(numbers), note="")
     tower = teacher.image.to(device).eval()
     chosen = _Chosen(photos, numbers)
@@ -49,7 +57,6 @@ def teacher_places(
         raise CannotSave(f"{path} could not be written ({error}); make room, or leave out what needs it") from error
     finally:
         partial.unlink(missing_ok=True)
-    return np.load(path, mmap_mode="r")
 
 
 class _Chosen(Source):

@@ -5,7 +5,7 @@ the share of attributes of the nearest other picture show it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +13,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from numpy.typing import NDArray
 from pocketlens_wire.pictures import PictureSpec
 from rich.progress import Progress
 from torch import Tensor
 
 from pocketlens_training.features import teacher_vectors
-from pocketlens_training.sets.lines import Triplet, read_triplets
+from pocketlens_training.reading import Reader, reader_of
+from pocketlens_training.sets.feed import look
+from pocketlens_training.sets.lines import BadLines, Triplet, read_triplets
 from pocketlens_training.sets.pixels import square
 from pocketlens_training.sets.sources import Files
 from pocketlens_training.students.student import Student, student_picture
@@ -39,13 +42,14 @@ class Probe:
         where: Accelerator, workers: int, progress: Progress,
     ) -> None:  # fmt: skip
         self.material, self.where = material, where
+        self.reader = reader_of(material.teacher, where, exact=True)
         self.asked = material.held[:ASKED]
         others = material.kept[: max(0, AMONG - len(material.held))]
         self.among = np.concatenate([material.held, others])
         self.known = [attributes.get(material.photos.names[material.numbers[row]], {}) for row in self.among]
         self.questions = (
             None if questions is None
-            else Questions(questions, material, where=where, workers=workers, progress=progress)
+            else Questions(questions, material, self.reader, where=where, workers=workers, progress=progress)
         )  # fmt: skip
         self._pixels: dict[tuple[PictureSpec, bytes], Tensor] = {}  # students of a run may see other sides
 
@@ -59,11 +63,12 @@ class Probe:
 
     @torch.no_grad()
     def _self(self, sentences: Tensor) -> dict[str, float]:
-        reader, among = self.material.reader, F.normalize(self.material.raw[torch.from_numpy(self.among)], dim=1)
+        reader, among = self.reader, F.normalize(self.material.raw[torch.from_numpy(self.among)], dim=1)
         text = torch.cat([reader.unit([reader.alone] * len(some), some) for some in sentences.split(CHUNK)]).cpu()
         scores = text @ among.T
         own = torch.arange(len(text))  # the asked are the first among them
-        figures = {"finds_itself": float((scores.argmax(1) == own).float().mean())}
+        found = scores[own, own] >= scores.max(1).values  # a copy of it is as good
+        figures = {"finds_itself": float(found.float().mean())}
         scores[own, own] = -1
         nearest = scores.argmax(1).tolist()
         for name in self.known[0]:
@@ -80,7 +85,8 @@ class Probe:
             spec, some = student_picture(student, material.teacher), rows[start : start + CHUNK]
             key = (spec, some.tobytes())
             if key not in self._pixels:
-                made = [square(material.photos.read(int(n)), spec) for n in material.numbers[some]]
+                photos = material.photos
+                made = [square(photos.read(n), spec, name=photos.names[n]) for n in material.numbers[some].tolist()]
                 self._pixels[key] = torch.from_numpy(np.stack(made))
             parts.append(sentences_of(student, self._pixels[key], self.where))
         return torch.cat(parts)
@@ -89,12 +95,14 @@ class Probe:
 class Questions:
     """Composed queries and the pictures they search: all that the file names."""
 
-    def __init__(self, file: Path, material: Material, *, where: Accelerator, workers: int, progress: Progress) -> None:
-        self.material, self.where, self.file = material, where, file
-        self.asked: list[Triplet] = read_triplets(file)
+    def __init__(
+        self, file: Path, material: Material, reader: Reader, *, where: Accelerator, workers: int, progress: Progress
+    ) -> None:
+        self.material, self.where, self.reader = material, where, reader
+        asked = read_triplets(file)
         listed = file.parent / "gallery.txt"
         names = listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else []
-        names = list(dict.fromkeys([*names, *(name for one in self.asked for name in one.targets)]))
+        names = list(dict.fromkeys([*names, *(name for one in asked for name in one.targets)]))
         gallery = Files(file.parent, names)
         bar = progress.add_task("questions", total=len(names), note="")
         seen = teacher_vectors(
@@ -103,7 +111,23 @@ class Questions:
         )  # fmt: skip
         self.vectors = F.normalize(seen.raw, dim=1)
         row_of = {names[number]: row for row, number in enumerate(seen.numbers)}
-        self.relevant = [{row_of[name] for name in one.targets if name in row_of} for one in self.asked]
+        references = Files(file.parent, list(dict.fromkeys(one.reference for one in asked)))
+        looked = [one for some in look(references, material.teacher.picture, workers=workers) for one in some]
+        torn = [(references.names[one.number], one.problem) for one in looked if one.problem is not None]
+        material.unreadable += [*seen.unreadable, *torn]
+        unseen = {name for name, _ in torn}
+        self.asked: list[Triplet] = [
+            one for one in asked if one.reference not in unseen and any(name in row_of for name in one.targets)
+        ]
+        if not self.asked:
+            raise BadLines(f"{file}: no question whose reference and a target can be read")
+        if seen.unreadable or torn:
+            progress.console.print(
+                f"{file}: {len(seen.unreadable) + len(torn)} pictures cannot be read; {len(asked) - len(self.asked)} "
+                f"of {len(asked)} questions are left out of the log"
+            )
+        self.relevant = [rows_named(one.targets, row_of) for one in self.asked]
+        self.excluded = [rows_named(one.exclude, row_of) for one in self.asked]
         self.references = Files(file.parent, [one.reference for one in self.asked])
         self._pixels: dict[PictureSpec, list[Tensor]] = {}
 
@@ -113,18 +137,27 @@ class Questions:
         if spec not in self._pixels:
             starts = range(0, len(self.asked), CHUNK)
             parts = [range(start, min(start + CHUNK, len(self.asked))) for start in starts]
-            made = [np.stack([square(self.references.read(n), spec) for n in numbers]) for numbers in parts]
+            made = [np.stack([self._square(n, spec) for n in numbers]) for numbers in parts]
             self._pixels[spec] = [torch.from_numpy(pixels) for pixels in made]
-        reader = self.material.reader
         hits = []
         for i, pixels in enumerate(self._pixels[spec]):
             some = self.asked[i * CHUNK : i * CHUNK + len(pixels)]
             sentences = sentences_of(student, pixels, self.where)
-            text = reader.unit([reader.composed(one.text) for one in some], sentences).cpu()
-            first = (text @ self.vectors.T).topk(min(10, len(self.vectors)), dim=1).indices.tolist()
+            text = self.reader.unit([self.reader.composed(one.text) for one in some], sentences).cpu()
+            scores = text @ self.vectors.T
+            for row, excluded in zip(scores, self.excluded[i * CHUNK :], strict=False):
+                row[list(excluded)] = -torch.inf
+            first = scores.topk(min(10, len(self.vectors)), dim=1).indices.tolist()
             relevant = self.relevant[i * CHUNK : i * CHUNK + len(pixels)]
             hits += [bool(wanted & set(ten)) for wanted, ten in zip(relevant, first, strict=True)]
         return {"recall@10": float(np.mean(hits))}
+
+    def _square(self, number: int, spec: PictureSpec) -> NDArray[np.uint8]:
+        return square(self.references.read(number), spec, name=self.references.names[number])
+
+
+def rows_named(names: Sequence[str], row_of: Mapping[str, int]) -> set[int]:
+    return {row_of[name] for name in names if name in row_of}
 
 
 def sentences_of(student: Student, pixels: Tensor, where: Accelerator) -> Tensor:

@@ -39,7 +39,7 @@ class DistilRecipe:
     """Words whose mixtures tokens are (vocabulary-anchored); 0: free tokens."""
     batch: int = 256
     accumulate: int = 1
-    """Micro-batches of that size whose gradients one step sums."""
+    """Micro-batches of that size whose mean gradient one step takes."""
     steps: int = 3000
     rate: float = 0.0
     """0: 2e-3 for the sample world's own backbones, 3e-4 for timm's."""

@@ -7,13 +7,15 @@ from __future__ import annotations
 import json
 import os
 import platform
+from hashlib import sha256
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from accelerate import Accelerator
 
-from pocketlens_training.material import Sources
+from pocketlens_training.material import Material, Sources
 from pocketlens_training.recipe import DistilRecipe, differing
 from pocketlens_training.teachers.naming import load_teacher
 from pocketlens_training.teachers.teacher import Teacher
@@ -22,9 +24,10 @@ RUN = "run.json"
 
 
 def account(
-    folder: Path, teacher_name: str, teacher: Teacher, sources: Sources, recipe: DistilRecipe, cache: Path
-) -> dict[str, Any]:
-    """What run.json says of a run in `folder`."""
+    folder: Path, teacher_name: str, teacher: Teacher, sources: Sources, recipe: DistilRecipe, cache: Path,
+    where: Accelerator,
+) -> dict[str, Any]:  # fmt: skip
+    """What run.json says of a run in `folder`; `content_of` adds what the sources hold."""
     return {
         "format": 1,
         "teacher": portable(teacher_name, folder),
@@ -32,24 +35,56 @@ def account(
         "sources": sources.relative_to(folder),
         "cache": os.path.relpath(cache.absolute(), folder.absolute()),
         "recipe": recipe.as_json(),
+        "loop": {"precision": where.mixed_precision, "processes": where.num_processes},
         "made_with": {
-            "python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
+            "python": platform.python_version(), **versions(), "device": str(where.device),
+            "threads": torch.get_num_threads(),
             "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         },
     }  # fmt: skip
 
 
+def versions() -> dict[str, str]:
+    """Of the packages that a run's numbers depend on, as far as they are installed."""
+    found = {}
+    for package in ("pocketlens", "torch", "numpy", "accelerate", "pillow", "timm", "open_clip_torch", "transformers"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def content_of(sources: Sources, material: Material) -> dict[str, str]:
+    """What names all that is learned from by what it holds."""
+    found = {"images": material.content}
+    if material.sketch_content:
+        found["sketches"] = material.sketch_content
+    if material.told is not None and sources.told is not None:
+        found["told"] = sha256(sources.told.read_bytes()).hexdigest()[:16]
+    return found
+
+
+def first_made(folder: Path, asked: dict[str, Any]) -> dict[str, Any]:
+    """`asked`, made with what the run in `folder` was begun with."""
+    return asked if not (folder / RUN).exists() else {**asked, "made_with": read_run(folder)["made_with"]}
+
+
 def refuse_another(folder: Path, asked: dict[str, Any]) -> None:
-    """Raises ValueError, saying what differs, when `folder` was begun otherwise."""
+    """Raises ValueError, saying what differs, when `folder` was begun otherwise. How a student is trained matters until
+    it is; what it was trained on is known once it was looked at."""
     if not (folder / RUN).exists():
         return
     was = read_run(folder)
-    for key, name in (("teacher_id", "teacher"), ("recipe", "recipe"), ("sources", "sources")):
-        if was.get(key) != asked[key]:
+    keys = {"teacher_id": "teacher", "recipe": "recipe", "sources": "set of sources", "content": "content of its files"}
+    if not (folder / "student.safetensors").exists():
+        keys["loop"] = "number of processes or precision"
+    for key, name in keys.items():
+        if key in asked and key in was and was[key] != asked[key]:
             said = f"{was['teacher']} there" if key == "teacher_id" else differing(was[key], asked[key])
             raise ValueError(
-                f"{folder} was begun with another {name} ({said}); give the options it was begun with, or name another "
-                "folder"
+                f"{folder} was begun with a different {name} ({said}); give the options it was begun with, or name "
+                "another folder"
             )
 
 

@@ -69,7 +69,8 @@ def learn_sample(
             bars[kind] = progress.add_task(kind, total=total, note="")
         progress.update(bars[kind], completed=done)
 
-    write_training_set(world, recipe.sizes, on_done=drawn)
+    with where.main_process_first():
+        write_training_set(world, recipe.sizes, on_done=drawn)
     teach(world / "pairs.jsonl", own, recipe.teacher, where=where, progress=progress, workers=workers)
     distil(
         f"run:{own}", set_sources(world), folder, recipe.student, where=where, progress=progress, workers=workers,

@@ -209,12 +209,12 @@ class TripletFeatures:
         made_of = f"2 {_digest(triplets)} {weights} {teacher.id} {teacher.text_id}"  # 2: of this file's layout
         key = hashlib.sha256(made_of.encode()).hexdigest()[:12]
         path = folder / f"triplets-{key}{'-states' if states else ''}.safetensors"
-        if path.exists():
-            return cls(load_file(path), where)
-        tensors, bad = _encode(student, teacher, triplets, reader, where, progress, workers, states=states)
-        list_unreadable(folder / UNREADABLE, bad)
-        save_atomically(tensors, path)
-        return cls(tensors, where)
+        with where.main_process_first():
+            if not path.exists():
+                tensors, bad = _encode(student, teacher, triplets, reader, where, progress, workers, states=states)
+                list_unreadable(folder / UNREADABLE, bad)
+                save_atomically(tensors, path)
+        return cls(load_file(path), where)
 
     def draw(self, recipe: HeadRecipe, rng: np.random.Generator) -> tuple[dict[str, Tensor], Tensor]:
         """A batch of queries and the raw image features (batch, dim) they want. Some queries lack a part: words alone

@@ -93,7 +93,7 @@ def prepare(trials: Trials, threads: int) -> None:
     material = first._material(first.recipe)
     teacher_places(
         material.teacher, material.photos, material.numbers, material.content, material.cache,
-        device=first.where.device, progress=first.progress,
+        where=first.where, progress=first.progress,
     )  # fmt: skip
 
 

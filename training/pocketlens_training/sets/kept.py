@@ -5,7 +5,6 @@ tenth. Only what is fitted alike every time can be kept: a crop is another one e
 
 from __future__ import annotations
 
-import os
 from hashlib import sha256
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from pocketlens_wire.errors import BadPicture
 from pocketlens_wire.pictures import PictureSpec
 from rich.progress import Progress
 
-from pocketlens_training.loop import CannotSave
+from pocketlens_training.loop import CannotSave, partial_of
 from pocketlens_training.sets.feed import look
 from pocketlens_training.sets.pixels import Pixels
 from pocketlens_training.sets.sources import Source
@@ -63,7 +62,7 @@ def _make(
     source: Source, rows: NDArray[np.int64], count: int, spec: PictureSpec, path: Path, progress: Progress, workers: int
 ) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.part")
+    partial = partial_of(path)
     bar = progress.add_task("pixels", total=len(source), note="")
     try:
         held = np.lib.format.open_memmap(partial, "w+", np.uint8, (count, spec.side, spec.side, 3))

@@ -42,6 +42,8 @@ class Triplet:
     targets: tuple[str, ...]
     caption: str | None
     """What the target shows, if it is known: then a query of words alone can be learned too."""
+    exclude: tuple[str, ...] = ()
+    """Pictures that are no answer and no mistake: they are taken out of what is searched."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,8 @@ def read_triplets(path: Path) -> list[Triplet]:
         _known(where, line, {"id", "reference", "text", "target", "targets", "caption", "exclude"})
         targets = _texts(where, line, "targets") if "targets" in line else (_text(where, line, "target"),)
         caption = _text(where, line, "caption") if line.get("caption") is not None else None
-        found.append(Triplet(_text(where, line, "reference"), _text(where, line, "text"), targets, caption))
+        exclude = _texts(where, line, "exclude") if line.get("exclude") else ()
+        found.append(Triplet(_text(where, line, "reference"), _text(where, line, "text"), targets, caption, exclude))
     if not found:
         raise BadLines(f'{path}: no triplet: {{"reference": "a.jpg", "text": "in red", "target": "b.jpg"}}')
     return found
