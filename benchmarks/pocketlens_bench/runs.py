@@ -38,7 +38,8 @@ DIFFERENCES = (
 )  # fmt: skip
 HONESTY = (
     "What a bundle was trained on decides what these figures mean: a text tower that was taught on triplets or edits "
-    "of such data is not zero-shot. The rows differ in their query vectors alone."
+    "of such data is not zero-shot. The rows differ in their query vectors; tuned also searches "
+    "the gallery vectors that its heads were trained with, if the bundle has such."
 )
 
 

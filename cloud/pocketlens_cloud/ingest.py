@@ -18,14 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pocketlens_wire.errors import BadPicture, GalleryError, SpaceMismatch
 from pocketlens_wire.manifest import CloudManifest
-from pocketlens_wire.pictures import MAX_FILE_BYTES, PictureSpec, fit, open_picture
+from pocketlens_wire.pictures import ENDINGS, MAX_FILE_BYTES, PictureSpec, fit, open_picture
 
 from pocketlens_cloud.bundle import open_cloud_half
 from pocketlens_cloud.gallery import Gallery, Point
 from pocketlens_cloud.payload import Kind, Payload, Scalar, clip, learn
 from pocketlens_cloud.towers import ImageTower
 
-SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"])
 PAYLOAD_FILE = "payload.jsonl"
 JOURNAL_FILE = "journal.jsonl"
 FILE_KEY = "file"  # payload key every indexed picture has: its path relative to the indexed folder
@@ -80,7 +79,7 @@ def index(
     Raises GalleryError, BadBundle, SpaceMismatch."""
     files = list_pictures(folder)
     if not files and not Gallery.exists(gallery):
-        raise GalleryError(f"{folder} holds no pictures (files ending in {', '.join(sorted(SUFFIXES))})")
+        raise GalleryError(f"{folder} holds no pictures (files ending in {', '.join(sorted(ENDINGS))})")
     half, manifest = open_cloud_half(bundle)
     with _open_or_create(gallery, manifest) as held, Journal(gallery / JOURNAL_FILE) as journal:
         notes = read_payload(payload or default_payload(folder), held.payload_kinds)
@@ -112,7 +111,7 @@ def list_pictures(folder: Path) -> list[str]:
     for at, _, names in os.walk(home, onerror=_raise, followlinks=False):
         for name in names:
             path = Path(at, name)
-            if path.suffix.lower() not in SUFFIXES:
+            if path.suffix.lower() not in ENDINGS:
                 continue
             real = path.resolve() if path.is_symlink() else path
             if real.is_file() and real.is_relative_to(home):

@@ -17,6 +17,11 @@ app = typer.Typer(
 )
 
 
+Name = Annotated[
+    str | None, typer.Option(help="Name shown to people; default: that of the folder made.", show_default=False)
+]
+
+
 @app.callback()
 def main() -> None:
     """Turn a finished training into a bundle."""
@@ -26,7 +31,7 @@ def main() -> None:
 def bundle(
     run: Annotated[Path, typer.Argument(help="Run folder of `pocketlens-train`.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to make; it must not exist.")],
-    name: Annotated[str, typer.Option(help="Name shown to people.")] = "sample",
+    name: Name = None,
     accept: Annotated[
         list[str] | None, typer.Option(help="Another encoder id the cloud half shall accept; repeatable.")
     ] = None,
@@ -40,7 +45,7 @@ def bundle(
     with _plain_errors():
         from pocketlens_export.bundle import export_bundle
 
-        report = export_bundle(run, out, name=name, accept=accept)
+        report = export_bundle(run, out, name=name or out.resolve().name, accept=accept)
     if as_json:
         typer.echo(json.dumps(report))
         return
@@ -52,7 +57,7 @@ def sibling(
     run: Annotated[Path, typer.Argument(help="Run folder of `pocketlens-train`.")],
     tokens: Annotated[int, typer.Option(min=1, help="Which of the run's siblings: its number of tokens.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to make; it must not exist.")],
-    name: Annotated[str, typer.Option(help="Name shown to people.")] = "sample sibling",
+    name: Name = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole report as JSON.")] = False,
 ) -> None:
     """Write the device's half of another student of the run, one of `pocketlens-train sibling`.
@@ -65,7 +70,7 @@ def sibling(
     with _plain_errors():
         from pocketlens_export.sibling import export_sibling
 
-        report = export_sibling(run, out, tokens=tokens, name=name)
+        report = export_sibling(run, out, tokens=tokens, name=name or out.resolve().name)
     if as_json:
         typer.echo(json.dumps(report))
         return

@@ -36,6 +36,9 @@ MAX_PIXELS: Final = 50_000_000  # 50 MP: above any phone's usual output; 150 MB 
 MIN_SIDE: Final = 8  # pixels; one JPEG block. Spacers and tracking pixels lie below, icons begin at 16
 MAX_FILE_BYTES: Final = 512 * 1024 * 1024  # an uncompressed 16-bit RGBA picture of 50 MP has 400 MB
 
+ENDINGS: Final = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"})
+"""By which a picture is known in a folder; what it is its first bytes decide."""
+
 FITS: Final = ("crop", "squash")
 RESAMPLES: Final = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 

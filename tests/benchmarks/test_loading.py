@@ -247,6 +247,18 @@ def test_own_queries_over_a_folder(tmp_path):
     assert task.gallery == ("cups/c.jpg",)
 
 
+def test_own_queries_may_be_those_of_a_training(tmp_path):
+    line = {"reference": "a.jpg", "text": "in red", "target": "cups/b.png", "caption": "a red cup"}
+    (task,) = PROTOCOLS["jsonl"].load(own(tmp_path, line), Reading())
+    assert task.queries[0].relevant == {"cups/b.png"}
+
+
+def test_own_queries_without_pictures_say_where_they_were_looked_for(tmp_path):
+    root = own(tmp_path, {"reference": "a.jpg", "text": "in red", "targets": ["cups/b.png"]})
+    (root / "pictures").mkdir()
+    assert "pictures holds no pictures; those that queries.jsonl names are" in refused("jsonl", root, Reading())
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [
@@ -256,7 +268,8 @@ def test_own_queries_over_a_folder(tmp_path):
         ({"text": "x", "targets": ["nowhere.jpg"]}, "picture nowhere.jpg is not in the gallery"),
         ({"text": "x", "targets": ["a.jpg"], "exclude": ["a.jpg"]}, "a.jpg is a target and excluded"),
         ({"text": "x", "targets": ["../a.jpg"]}, "is not a path below"),
-        ({"text": "x", "target": ["a.jpg"], "targets": ["a.jpg"]}, "unknown key `target`"),
+        ({"text": "x", "target": "a.jpg", "targets": ["a.jpg"]}, "`target` and `targets`: give one of them"),
+        ({"text": "x", "targets": ["a.jpg"], "wanted": 1}, "unknown key `wanted`"),
         ({"reference": "z.jpg", "targets": ["a.jpg"]}, "1 of 4 pictures were not found (z.jpg)"),
     ],
 )

@@ -254,7 +254,9 @@ def test_too_few_pictures_are_refused(learn, tmp_path: Path, draw) -> None:
 
 def test_sketches_of_other_photos_are_refused(learn, little: Path, tmp_path: Path, write_lines) -> None:
     file = write_lines(tmp_path / "sketches.jsonl", [{"sketch": "s.png", "photo": "elsewhere.png"}])
-    with pytest.raises(BadLines, match="none of its 1 photos is among the readable pictures"):
+    with pytest.raises(
+        BadLines, match=r"none of its 1 sketches can be learned from: 1 cannot be read, the photo of 1 is no"
+    ):
         learn(sources=Sources(images=little / "photos", sketches=file))
 
 

@@ -6,6 +6,7 @@ import csv
 import errno
 import math
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from pocketlens_training.loop import (
     train,
     write_json,
 )
+from rich.console import Console
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -257,6 +259,22 @@ def test_a_disk_that_is_full_for_the_log(tmp_path: Path, monkeypatch) -> None:
     with pytest.raises(CannotSave, match=r"toy\.csv could not be written .*No space left"):
         run(tmp_path)
     assert not list(tmp_path.rglob("*.part"))
+
+
+def test_what_is_kept_can_be_read_by_others_as_far_as_they_may(tmp_path: Path, monkeypatch) -> None:
+    for mask, mode in ((0o022, 0o644), (0o077, 0o600)):
+        monkeypatch.setattr(loop, "UMASK", mask)
+        save_atomically({"a": torch.zeros(2)}, tmp_path / "a.safetensors")
+        assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == mode
+
+
+def test_a_narrow_terminal_keeps_how_far_it_is(tmp_path: Path) -> None:
+    bar = progress_bar()
+    bar.add_task("student", total=3000, completed=220, note=" ".join(f"figure{n} 0.123" for n in range(20)))
+    console = Console(width=80, file=StringIO())
+    console.print(bar.get_renderable())
+    (line,) = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert "student" in line and "220/3000" in line and "figure0" in line and line.rstrip().endswith("…")
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch) -> None:

@@ -15,6 +15,7 @@ import torch
 from pocketlens_training.loop import read_log
 from pocketlens_training.sets.lines import BadLines, Captioned
 from pocketlens_training.sets.sources import NoPictures
+from pocketlens_training.teachers import teach as teach_room
 from pocketlens_training.teachers.naming import load_teacher
 from pocketlens_training.teachers.own import TeacherRecipe
 from pocketlens_training.teachers.teach import asks, draw_groups, grouped, split, steps_for, teach
@@ -142,6 +143,17 @@ def test_a_folder_begun_with_another_recipe_is_refused(learn, tmp_path: Path) ->
         replace(SMALL, variation="zoom")
 
 
+def test_a_training_under_way_does_not_go_on_with_another_set(learn, tmp_path: Path, draw) -> None:
+    learn()
+    for name in ("teacher.safetensors", "teacher.json"):
+        (tmp_path / "teacher" / name).unlink()
+    learn()  # as it was: it goes on
+    (tmp_path / "teacher" / "teacher.safetensors").unlink()
+    (tmp_path / "07.png").write_bytes(draw(99))
+    with pytest.raises(ValueError, match="was begun with other pictures; put them back, or name another folder"):
+        learn()
+
+
 def test_a_recipe_of_another_version_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "recipe.json"
     SMALL.write(path)
@@ -213,6 +225,14 @@ def test_batches_hold_neighbours_and_no_row_twice() -> None:
         assert all(rows[i] // 3 == rows[i + 1] // 3 for i in range(0, 8, 2))  # two of a group, side by side
     alone = grouped(captioned(5, groups=False))
     assert sorted(draw_groups(alone, 99, np.random.default_rng(0)).tolist()) == [0, 1, 2, 3, 4]
+
+
+def test_of_very_many_rows_each_comes_once_too(monkeypatch) -> None:
+    monkeypatch.setattr(teach_room, "SHUFFLED", 10)
+    rng = np.random.default_rng(3)
+    assert sorted(teach_room._in_random_order(500, rng)) == list(range(500))
+    rows = draw_groups(grouped(captioned(600)), 8, rng).tolist()
+    assert len(set(rows)) == 8 and all(rows[i] // 3 == rows[i + 1] // 3 for i in range(0, 8, 2))
 
 
 def test_each_picture_of_a_batch_has_a_seed_of_its_own() -> None:

@@ -124,6 +124,8 @@ class Slerp(nn.Module):
 
     def __init__(self, alpha: float = 0.8) -> None:
         super().__init__()
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"`slerp:{alpha:g}`: a point of the arc is 0 (the picture) to 1 (the words)")
         self.alpha = alpha
 
     def forward(self, composed: Tensor, picture: Tensor, words: Tensor) -> Tensor:

@@ -32,11 +32,14 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 LOG_EVERY = 20  # steps
+UMASK = os.umask(0)
+os.umask(UMASK)  # it can be read by setting it alone
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 
 LossOf = Callable[[Any, int, np.random.Generator], tuple[Tensor, Mapping[str, float | Tensor]]]
@@ -75,10 +78,19 @@ class Schedule:
 
 def progress_bar() -> Progress:
     """A bar where there is a terminal; `train` prints plain lines elsewhere."""
+
+    def whole(**more: Any) -> Column:  # what is said last gives way where a terminal is narrow
+        return Column(no_wrap=True, **more)
+
     return Progress(
-        TextColumn("{task.description:<13}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
-    )  # fmt: skip
+        TextColumn("{task.description:<11}", table_column=whole(min_width=11)),
+        BarColumn(bar_width=10, table_column=whole(min_width=10)),
+        MofNCompleteColumn(table_column=whole(min_width=11)),
+        TimeElapsedColumn(table_column=whole(min_width=7)),
+        TimeRemainingColumn(table_column=whole(min_width=7)),
+        TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
+        expand=True,
+    )
 
 
 def machine(device: str = "auto", precision: str = "auto") -> Accelerator:
@@ -144,6 +156,7 @@ def save_atomically(tensors: Mapping[str, Tensor], path: Path, *, metadata: dict
     partial = partial_of(path)
     try:
         save_file({name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}, partial, metadata)
+        partial.chmod(0o666 & ~UMASK)  # the library keeps its files to their owner
         partial.replace(path)
     except Exception as error:  # safetensors raises its own kind for a full disk
         partial.unlink(missing_ok=True)

@@ -170,13 +170,12 @@ def _add_sketches(
         material.unreadable += [(source.names[one.number], one.problem) for one in looked if one.problem is not None]
     rows = [row_of.get(_absolute(file.parent, photo)) for _, photo in listed]
     pairs = [(n, row) for n, row in enumerate(rows) if row is not None and n in good and row not in held]
+    torn, strangers = len(listed) - len(good), rows.count(None)
+    lost = f"{torn:,} cannot be read, the photo of {strangers:,} is no readable picture of --images"
     if not pairs:
-        raise BadLines(f"{file}: none of its {len(listed)} photos is among the readable pictures of --images")
-    if strangers := rows.count(None):
-        progress.console.print(
-            f"{file}: {strangers:,} of {len(listed):,} sketches are left out: their photo is no readable picture of "
-            "--images"
-        )
+        raise BadLines(f"{file}: none of its {len(listed):,} sketches can be learned from: {lost}")
+    if torn or strangers:
+        progress.console.print(f"{file}: of its {len(listed):,} sketches {lost}; they are left out")
     material.sketches, material.drawn = source, np.array(pairs)
     material.sketch_content = content.hexdigest()[:16]
     if recipe.sketches == "drawn-own":

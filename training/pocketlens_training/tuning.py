@@ -275,7 +275,10 @@ def _encode(
     ]
     rows = [(one, target) for _, one, target in numbered]
     if len(rows) < FEWEST:
-        raise BadLines(f"{file}: {len(rows)} triplets whose pictures can be read; at least {FEWEST} are needed")
+        first = f"; the first that cannot: {bad[0][1]}" if bad else ""
+        raise BadLines(f"{file}: {len(rows)} triplets whose pictures can be read; at least {FEWEST} are needed{first}")
+    if lost := sum(len(one.targets) for one in listed) - len(rows):
+        progress.console.print(f"{file}: {lost:,} triplets are left out: {UNREADABLE} lists their unreadable pictures")
     parts = [
         _features_of(rows[i : i + CHUNK], sentences, reader, where, states=states) for i in range(0, len(rows), CHUNK)
     ]

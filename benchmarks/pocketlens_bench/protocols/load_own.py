@@ -2,7 +2,8 @@
 
     {"id": "q1", "reference": "cups/a.jpg", "text": "in red", "targets": ["cups/b.jpg"], "exclude": ["cups/a.jpg"]}
 
-`id` (the line's number where it is absent), `reference` or `text` (one of them at least), `targets`, `exclude`. Paths
+`id` (the line's number where it is absent), `reference` or `text` (one of them at least), `targets` (or `target`),
+`exclude`; a `caption`, which training reads, is passed over. Paths
 are relative to the pictures' folder: ROOT/pictures if there is one, else ROOT. gallery.txt, a path a line, names the
 gallery; without it every picture is in it."""
 
@@ -44,6 +45,8 @@ def load_own(root: Path, reading: Reading) -> list[Task]:
         notes.append(
             "the gallery is what the queries name: give gallery.txt, or rankings of other pictures are refused"
         )
+    if reading.pictures and not gallery:
+        raise BadSet(f"{shelf.folder} holds no pictures; those that {QUERIES} names are looked for there")
     there = frozenset(gallery)
     for query in queries:
         known(sorted(query.relevant | query.exclude), there, f"{file}, query {query.id}", "picture")
@@ -74,12 +77,14 @@ def _queries(file: Path) -> list[Query]:
 
 
 def _query(entry: Entry, number: int) -> Query:
-    entry.only("id", "reference", "text", "targets", "exclude")
+    entry.only("id", "reference", "text", "target", "targets", "exclude", "caption")  # as training's files have them
     reference = str(safe(entry.text("reference"), entry.where)) if entry.has("reference") else None
     text = entry.text("text").strip() if entry.has("text") else ""
     if reference is None and not text:
         raise entry.wrong("neither `reference` nor `text`: there is nothing to ask")
-    targets = entry.list_of("targets", str)
+    if entry.has("target") and entry.has("targets"):
+        raise entry.wrong("`target` and `targets`: give one of them")
+    targets = [entry.text("target")] if entry.has("target") else entry.list_of("targets", str)
     if not targets:
         raise entry.wrong("`targets` is empty: a query without a right answer cannot be judged")
     names = {

@@ -11,11 +11,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from pocketlens_wire.errors import PocketlensError
+from pocketlens_wire.pictures import ENDINGS
 
 from pocketlens_bench.protocols.protocol import Protocol, Reading
 from pocketlens_bench.protocols.task import Query, Task, Where
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 Boxes = Mapping[str, tuple[float, float, float, float]]
 NAMED = 5  # of many culprits, so many are named
 _Kind = TypeVar("_Kind")
@@ -259,7 +259,7 @@ class Shelf:
         if name in self._files:
             return self.folder / name
         path = PurePosixPath(name)
-        bare = path.with_suffix("").as_posix() if path.suffix.lower() in SUFFIXES else name  # "v1.5" has no suffix
+        bare = path.with_suffix("").as_posix() if path.suffix.lower() in ENDINGS else name  # "v1.5" has no suffix
         found = self._bare.get(bare, [])
         if len(found) > 1:
             raise BadSet(f"{self.folder}: {name} may be {' or '.join(found)}; name it with its suffix, or delete one")
@@ -281,7 +281,7 @@ def _pictures(folder: Path, above: frozenset[str]) -> Iterator[Path]:
     for path in entries_there:
         if path.is_dir():
             yield from _pictures(path, above | {real})
-        elif path.suffix.lower() in SUFFIXES:
+        elif path.suffix.lower() in ENDINGS:
             try:
                 path.name.encode()
             except UnicodeEncodeError as error:

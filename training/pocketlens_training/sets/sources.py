@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from pocketlens_wire.errors import BadPicture
+from pocketlens_wire.pictures import ENDINGS
 
-ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm"})
 SHARD = ".tar"
 
 

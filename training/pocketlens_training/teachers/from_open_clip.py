@@ -11,6 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,13 @@ def from_open_clip(name: str, model: str, *, pretrained: str | None = None, file
 
     config = open_clip.get_model_config(model)
     if config is None:
+        near = ", ".join(get_close_matches(model, open_clip.list_models(), 3, 0.5))
+        raise CannotTeach(f"{name}: open_clip has no model {model!r}; near it: {near or 'nothing'}")
+    if file is None and pretrained is None:
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(model))
         raise CannotTeach(
-            f"{name}: open_clip has no model {model!r}; `python -c 'import open_clip; print(open_clip.list_models())'`"
+            f"{name}: which weights? open_clip:{model}@FILE for yours, open_clip:{model}/PRETRAINED for published "
+            f"ones: {tags or 'none'}"
         )
     _refuse_other_texts(name, config)
     pixels_of_weights, quick = _way_of_weights(name, model, pretrained)
@@ -202,7 +208,7 @@ def _published(name: str, model: str, pretrained: str, *, quick: bool) -> Any:
     except (OSError, RuntimeError) as error:
         raise CannotTeach(
             f"{name}: the weights cannot be fetched ({str(error).splitlines()[0]}). Without a network, fetch them "
-            f"elsewhere and name the file: open_clip:{model}@FILE.safetensors"
+            f"elsewhere and name the file: open_clip:{model}/{pretrained}@FILE.safetensors"
         ) from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from pathlib import Path
 
 from pocketlens_training.teachers.teacher import CannotTeach, Teacher
@@ -41,8 +42,10 @@ def load_teacher(name: str) -> Teacher:
         return _own(name, Path(pocketlens_samples.__file__).parent / "teacher")
     family, _, rest = name.partition(":")
     if family not in NEEDED or not rest:
+        near = get_close_matches(name, ["sample", *(f"{kind}:" for kind in NEEDED)], 1)
         forms = "; ".join(f"{form} ({says})" for form, says in FORMS)
-        raise CannotTeach(f"{name}: no teacher has this name. The forms are {forms}")
+        said = f"Did you mean {near[0]}?" if near else f"The forms are {forms}"
+        raise CannotTeach(f"{name}: no teacher has this name. {said}")
     _need(name, NEEDED[family])
     if family == "run":
         return _own(name, Path(rest))
@@ -57,11 +60,7 @@ def load_teacher(name: str) -> Teacher:
         model, _, pretrained = named.partition("/")
         return from_open_clip(name, model, pretrained=pretrained or None, file=Path(file))
     model, _, pretrained = rest.partition("/")
-    if not pretrained:
-        raise CannotTeach(
-            f"{name}: which weights? open_clip:{model}/PRETRAINED for published ones, open_clip:{model}@FILE for yours"
-        )
-    return from_open_clip(name, model, pretrained=pretrained)
+    return from_open_clip(name, model, pretrained=pretrained or None)
 
 
 def _own(name: str, folder: Path) -> Teacher:

@@ -12,7 +12,7 @@ import json
 import os
 import zlib
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -25,6 +25,7 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from pocketlens_wire.pictures import PictureSpec
 from rich.progress import Progress
+from safetensors.torch import load_file
 from torch import Tensor
 
 from pocketlens_training.features import list_unreadable, teacher_vectors
@@ -41,7 +42,8 @@ from pocketlens_training.teachers.vocabulary import LAYOUT, build_vocabulary, co
 
 MOST_HELD_OUT = 5000
 FEWEST = 50  # pictures from which nothing can be learned
-UNREADABLE = "unreadable.csv"
+SHUFFLED = 2**18  # rows
+UNREADABLE, BEGUN, LOOKED = "unreadable.csv", "begun.json", "looked.safetensors"
 
 
 def teach(
@@ -53,7 +55,7 @@ def teach(
     if (folder / CARD).is_file() and (folder / WEIGHTS).is_file():
         _refuse_another(folder, recipe)
         card = json.loads((folder / CARD).read_text())
-        if card["pairs_sha256"] != _digest(pairs):
+        if card.get("pairs_sha256") != _digest(pairs):
             raise ValueError(f"{folder} holds a teacher of another set than {pairs}; name another folder")
         return card
     return _Teaching(pairs, folder, recipe, where, progress, workers).go()
@@ -79,7 +81,8 @@ class _Teaching:
         if strange := next((one.image for one in edited if one.image not in self.numbers), None):
             raise BadLines(f"{pairs}: {strange!r} has an edit but no line with its captions")
         self.source = Files(pairs.parent, list(self.numbers))
-        good, self.bad = self._readable()
+        self.seen, self.bad = self._look()
+        good = self.seen.keys()
         self.plain = [one for one in plain if self.numbers[one.image] in good]
         self.edited = [one for one in edited if self.numbers[one.image] in good]
         if len(self.plain) < FEWEST:
@@ -107,12 +110,17 @@ class _Teaching:
 
     def _begin(self) -> None:
         """Write recipe and words; only now: what cannot be learned from has begun nothing."""
-        words = self.folder / WORDS
-        if words.is_file() and words.read_text() != self.tokenizer.to_str(pretty=True):
-            raise ValueError(f"{self.folder} was begun with other texts: the words of the set are others now")
+        held = {"pairs": self.digest, "pictures": hashlib.sha256(b"".join(self.seen.values())).hexdigest()}
+        begun = self.folder / BEGUN
+        if begun.is_file() and (was := json.loads(begun.read_text())) != held:
+            what = " and ".join(key for key in held if was.get(key) != held[key])
+            raise ValueError(f"{self.folder} was begun with other {what}; put them back, or name another folder")
         self.folder.mkdir(parents=True, exist_ok=True)
         self.recipe.write(self.folder / "recipe.json")
-        words.write_text(self.tokenizer.to_str(pretty=True))
+        (self.folder / WORDS).write_text(self.tokenizer.to_str(pretty=True))
+        write_json(begun, held)
+        digests = np.frombuffer(b"".join(self.seen.values()), np.uint8).reshape(len(self.seen), -1)
+        save_atomically({"digest": torch.from_numpy(digests.copy())}, self.folder / LOOKED)
         if self.bad:
             list_unreadable(self.folder / UNREADABLE, self.bad)
             said = f"{len(self.bad)} pictures cannot be read; {self.folder / UNREADABLE} lists them"
@@ -207,13 +215,17 @@ class _Teaching:
             folder=self.folder, where=self.where, progress=self.progress,
         )  # fmt: skip
 
-    def _readable(self) -> tuple[set[int], list[tuple[str, str]]]:
-        """Numbers of the pictures that can be read; names of the others, and why."""
+    def _look(self) -> tuple[dict[int, bytes], list[tuple[str, str]]]:
+        """Digests of the pictures that can be read, by number; names of the others, and why. What an earlier call could
+        read is not decoded again."""
         bar = self.progress.add_task("looking", total=len(self.source), note="")
-        good, bad = set(), []
+        good: dict[int, bytes] = {}
+        bad: list[tuple[str, str]] = []
         spec = PictureSpec(side=self.recipe.side, fit="crop")
-        for looked in look(self.source, spec, workers=self.workers):
-            good |= {one.number for one in looked if one.problem is None}
+        kept = self.folder / LOOKED
+        known = {row.tobytes() for row in load_file(kept)["digest"].numpy()} if kept.is_file() else set()
+        for looked in look(self.source, spec, known=known, workers=self.workers):
+            good |= {one.number: one.digest for one in looked if one.problem is None}
             bad += [(self.source.names[one.number], one.problem) for one in looked if one.problem is not None]
             self.progress.advance(bar, len(looked))
         return good, bad
@@ -244,7 +256,7 @@ class _Teaching:
         if not self.tried:
             return {"pictures": 0}
         images = F.normalize(self._vectors([self.numbers[one.image] for one in self.tried]), dim=1)
-        reader = Reader(self.towers.text, self.maker, PROMPTS, self.where)
+        reader = Reader(self.towers.text, self.maker, PROMPTS, self.where, exact=True)
         texts = [one.captions[0] for one in self.tried]
         found = torch.cat([reader.unit(texts[i : i + 256]).cpu() for i in range(0, len(texts), 256)])
         scores = found @ images.T
@@ -293,11 +305,11 @@ def grouped(plain: Sequence[Captioned]) -> Groups:
 
 
 def draw_groups(groups: Groups, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """At most `count` rows, no row twice, every picture as likely: each with one more of its group, if that has more,
-    side by side: they are each other's hard negatives."""
+    """At most `count` rows, no row twice: each with one more of its group, if that has more, side by side: they are
+    each other's hard negatives. In a set of both kinds a picture that has a group comes up to twice as often."""
     drawn: dict[int, None] = {}
     single: list[int] = []  # those whose group has no other left: they fill up a batch that lacks rows
-    for row in rng.permutation(len(groups.of_row)).tolist():
+    for row in _in_random_order(len(groups.of_row), rng):
         if len(drawn) >= count:
             break
         if row in drawn:
@@ -313,6 +325,19 @@ def draw_groups(groups: Groups, count: int, rng: np.random.Generator) -> NDArray
     for row in single:
         drawn[row] = None
     return np.array(list(drawn)[:count])
+
+
+def _in_random_order(rows: int, rng: np.random.Generator) -> Iterator[int]:
+    """Each row once. Of very many they are drawn as they are asked for: to shuffle them all would outlast a step."""
+    if rows <= SHUFFLED:
+        yield from rng.permutation(rows).tolist()
+        return
+    told: set[int] = set()
+    while len(told) < rows:
+        for row in rng.integers(rows, size=4096).tolist():
+            if row not in told:
+                told.add(row)
+                yield row
 
 
 def edited_text(one: Edited) -> str:
