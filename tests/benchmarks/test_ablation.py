@@ -221,7 +221,7 @@ def test_trials_end_with_a_killed_driver(tmp_path):
         "    Path('part').replace('trial')\n"
         "    time.sleep(60)\n"
         "if __name__ == '__main__':\n"
-        "    _pool(1).submit(trial).result()\n"
+        "    _pool().submit(trial).result()\n"
     )
     driver = subprocess.Popen([sys.executable, "begin.py"], cwd=tmp_path)
     at_work = tmp_path / "trial"
@@ -237,6 +237,27 @@ def alive(process):
     except ProcessLookupError:
         return False
     return True
+
+
+def test_a_killed_trial_costs_no_other(tmp_path):
+    """As the system kills what takes too much memory."""
+    (tmp_path / "begin.py").write_text(
+        "import os, signal\n"
+        "from pocketlens_bench.ablation import driver\n"
+        "def attempt(trials, one, seed):\n"
+        "    if one == 'large':\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return {'seed': seed}\n"
+        "if __name__ == '__main__':\n"
+        "    driver.attempt = attempt\n"
+        "    asks = [('small', 1), ('large', 1), ('small', 2), ('small', 3)]\n"
+        "    for ask, came in driver._attempted(None, asks, 2):\n"
+        "        print(*ask, type(came).__name__)\n"
+    )
+    said = subprocess.run([sys.executable, "begin.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert sorted(said.stdout.splitlines()) == [
+        "large 1 BrokenProcessPool", "small 1 dict", "small 2 dict", "small 3 dict",
+    ], said.stderr  # fmt: skip
 
 
 def waited(happens):

@@ -119,7 +119,8 @@ def test_hard_ones_are_never_oneself_and_mostly_the_likest() -> None:
     similarity = torch.zeros(5, 5)
     similarity.fill_diagonal_(100.0)
     similarity[0, 3] = 6.0
-    drawn = torch.stack([hard_ones(similarity, torch.Generator().manual_seed(seed)) for seed in range(200)])
+    torch.manual_seed(0)
+    drawn = torch.stack([hard_ones(similarity) for _ in range(200)])
     assert (drawn != torch.arange(5)).all()
     assert (drawn[:, 0] == 3).float().mean() > 0.95
     assert len(drawn[:, 1].unique()) == 4

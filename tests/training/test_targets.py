@@ -21,7 +21,6 @@ from pocketlens_training.targets import (
     Sum,
     UnionExact,
     UnionLight,
-    affine,
     make_target,
     sizes,
 )
@@ -234,24 +233,6 @@ def test_the_light_union_blends_raw_features() -> None:
     hidden = np.maximum(of(v) @ of(first.weight).T + of(first.bias), 0)
     share = hidden @ of(last.weight).T + of(last.bias)
     assert np.allclose(of(target(v)), unit(share * of(v) + (1 - share) * of(e0)), atol=1e-5)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("name", ["sum", "sum:-0.7", "union", "union-light"])
-def test_two_numbers_stand_for_a_blend(name: str) -> None:
-    e0, v = empty(), images()
-    target = shaken(make_target(name, e0))
-    query = F.normalize(torch.randn(20, DIM), dim=1)
-    by_image, by_empty = affine(target, v)
-    assert by_image.shape == by_empty.shape == (len(v),)
-    expected = by_image * (query @ F.normalize(v, dim=1).T) + by_empty * (query @ F.normalize(e0, dim=0))[:, None]
-    assert torch.allclose(query @ target(v).T, expected, atol=1e-5)
-    assert (query @ F.normalize(v, dim=1).T - expected).abs().max() > 0.01
-
-
-def test_two_numbers_cannot_stand_for_the_gated_union() -> None:
-    with pytest.raises(TypeError, match="GatedUnion is no blend"):
-        affine(GatedUnion(empty()), images())
 
 
 @pytest.mark.parametrize("name", TARGETS)

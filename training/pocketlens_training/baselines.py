@@ -8,6 +8,7 @@ authors' code is said at each."""
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -124,8 +125,6 @@ def learn_phi(
 
 
 def _without_sketches(recipe: DistilRecipe) -> DistilRecipe:
-    from dataclasses import replace
-
     return replace(recipe, sketches="none", variation="none", lar="none")
 
 
@@ -133,8 +132,6 @@ def _learn_pic2word(
     phi: Phi, material: Material, recipe: DistilRecipe, folder: Path, where: Accelerator, progress: Progress
 ) -> None:
     """Symmetric InfoNCE of text(a photo of s) and the image's vector in the batch, with the teacher's own scale."""
-    from dataclasses import replace
-
     recipe = replace(recipe, gcd="contrast", bank=0, composition_weight=0.0, rate=recipe.rate or PHI_RATE)
     plan = Plan(material, recipe, where.process_index)
 
@@ -149,7 +146,8 @@ def _learn_searle(
 ) -> None:
     """First a token for each of INVERTED pictures by optimisation (OTI), then phi by contrast with those tokens, both
     sides' other tokens as negatives. Its regularisation by GPT's phrases, of which we have none, is by the picture's
-    vector instead: 0.75 (1 - cos(text(a photo of phi), v)); that also gives phi's words a length."""
+    vector instead: 0.75 (1 - cos(text(a photo of phi), v)); that also gives phi's words a length. One template, "a
+    photo of", where the authors draw from many; no running mean of the optimised tokens."""
     rng = np.random.default_rng([recipe.seed, 21])
     rows = rng.permutation(material.kept)[:INVERTED]
     tokens = _inverted(material, rows, recipe.seed, folder, where, progress)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pocketlens_wire.pictures import PictureSpec
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from pocketlens_training.distil import LESSON
-from pocketlens_training.recipe import DistilRecipe
+from pocketlens_training.loop import under
+from pocketlens_training.recipe import DistilRecipe, strictly
 from pocketlens_training.run import read_recipe, teacher_of
 from pocketlens_training.students.student import Student, make_learner, make_student, student_picture
 from pocketlens_training.teachers.teacher import Teacher
@@ -80,15 +80,10 @@ def sibling_folder(run: Path, tokens: int) -> Path:
     return run / SIBLINGS / f"k{tokens}"
 
 
-def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names begin with `prefix`, without it."""
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
-
 def _load_heads(folder: Path) -> tuple[HeadRecipe | None, Heads | None, Heads | None]:
     if not (folder / CARD).is_file():
         return None, None, None
-    recipe = HeadRecipe(**json.loads((folder / CARD).read_text())["recipe"])
+    recipe = strictly(HeadRecipe, json.loads((folder / CARD).read_text())["recipe"], str(folder / CARD))
     made = []
     for lesson, target in ((HEADS, recipe.target), (CONTROL, "original")):
         tensors = load_file(folder / f"{lesson}.safetensors")

@@ -290,8 +290,8 @@ def symmetric(
 ) -> None:
     """Train the baseline that asymmetry is compared with: the same token learner upon the large tower's own map.
 
-    Same teacher, pictures, number of tokens, losses and steps as the run's student. It is not deployed; a bundle takes
-    it along for benchmarks."""
+    Same teacher, photos, number of tokens, steps, GCD and composition distillation as the run's student; no sketches,
+    no LAR. It is not deployed; a bundle takes it along for benchmarks."""
     with _school(run, device, precision, threads) as (where, progress):
         from pocketlens_training.further import learn_run_symmetric
 
@@ -430,7 +430,7 @@ def _school(folder: Path, device: str, precision: str, threads: int) -> Iterator
     except (ValueError, OSError, ArithmeticError, PocketlensError) as wrong:
         _refuse(str(wrong), because=wrong)
     except torch.OutOfMemoryError as full:
-        _refuse(f"{str(full).splitlines()[0]}: lower --batch, and raise --accumulate as much", because=full)
+        _refuse(f"{str(full).splitlines()[0]}: take a smaller --batch, picture or model", because=full)
     if where.is_main_process:
         minutes = round((time.monotonic() - started) / 60, 1)
         summary: dict[str, Any] = {

@@ -33,7 +33,7 @@ def learn_run_heads(
 
 
 def learn_run_symmetric(run: Path, *, where: Accelerator, progress: Progress, workers: int = 0) -> None:
-    """The symmetric baseline of `run`: same teacher, pictures, k, losses, steps."""
+    """The symmetric baseline of `run`: same teacher, photos, k, steps, GCD and composition distillation."""
     recipe, sources = read_recipe(run), sources_of(run)
     if (run / f"{SYMMETRIC}.safetensors").exists():
         return

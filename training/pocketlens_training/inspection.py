@@ -7,8 +7,9 @@ says what is left out."""
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,10 @@ from torch import Tensor
 from pocketlens_training.checkpoint import SIBLINGS, Trained, load_run
 from pocketlens_training.features import teacher_vectors
 from pocketlens_training.loop import read_log
-from pocketlens_training.material import Material, gather, with_bar
+from pocketlens_training.material import Material, absolute, gather, with_bar
 from pocketlens_training.nearest_words import Vocabulary, Word
 from pocketlens_training.places import grid_of
+from pocketlens_training.probe import sentences_of
 from pocketlens_training.reading import reader_of
 from pocketlens_training.run import cache_of, read_run, sources_of
 from pocketlens_training.sets.lines import BadLines, Triplet, read_triplets
@@ -290,13 +292,14 @@ class _Inspecting:
         except (NoPictures, BadLines, BadPicture, OSError) as gone:
             self.notes.append(f"Questions: their pictures or lines cannot be read ({gone}).")
             return []
-        sentences = sentences_of(self.trained.student, pixels, self.where)
-        place_of = searched.place_of()
+        with torch.no_grad():
+            sentences = sentences_of(self.trained.student, torch.from_numpy(np.stack(pixels)), self.where).cpu()
+        place_of, whole = searched.place_of(), partial(absolute, file.parent)
         made = []
         bar = self.progress.add_task("questions", total=len(asked), note="")
         for i, one in enumerate(asked):
-            right = {place_of[name] for name in _absolute(file.parent, one.targets) if name in place_of}
-            own = place_of.get(_absolute(file.parent, [one.reference])[0])
+            right = {place_of[name] for name in map(whole, one.targets) if name in place_of}
+            own = place_of.get(whole(one.reference))
             row = searched.row(
                 self._query(sentences[i], one.text), one.text, self.teacher.picture, own=own, right=right
             )
@@ -308,7 +311,7 @@ class _Inspecting:
         """`shelf`, and of the pictures `names` and all targets those that it lacks."""
         wanted = dict.fromkeys([*names, *(name for one in asked for name in one.targets)])
         known = {} if shelf is None else shelf.place_of()
-        more = [name for name, whole in zip(wanted, _absolute(root, wanted), strict=True) if whole not in known]
+        more = [name for name in wanted if absolute(root, name) not in known]
         if shelf is not None and not more:
             return shelf
         source = Files(root, more)
@@ -375,17 +378,6 @@ def look_at(
     return tokens, torch.cat(sentences)
 
 
-@torch.no_grad()
-def sentences_of(student: Student, pictures: Sequence[Pixels], where: Accelerator) -> Tensor:
-    """Sentences float32 (pictures, k, width) on the CPU."""
-    made = []
-    for start in range(0, len(pictures), AT_ONCE):
-        pixels = torch.from_numpy(np.stack(pictures[start : start + AT_ONCE])).to(where.device)
-        with where.autocast():
-            made.append(student(pixels).float().cpu())
-    return torch.cat(made)
-
-
 # --- what is found
 
 
@@ -408,7 +400,7 @@ class Shelf:
     def place_of(self) -> dict[str, int]:
         """Whole path of each picture that is a file -> its place."""
         return {
-            _absolute(source.root, [source.names[number]])[0]: place
+            absolute(source.root, source.names[number]): place
             for place, (source, number) in enumerate(self.places)
             if isinstance(source, Files)
         }
@@ -443,11 +435,6 @@ class Shelf:
             except BadPicture:
                 self._thumbnails[place] = None  # it was readable when its vector was made
         return self._thumbnails[place]
-
-
-def _absolute(root: Path, names: Iterable[str]) -> list[str]:
-    whole = root.absolute()
-    return [os.path.normpath(whole / name) for name in names]
 
 
 # --- how the lessons went

@@ -307,11 +307,11 @@ class _Run:
             return 0
         tensors = load_file(self._saved, device=str(self.where.device))
         step = int(tensors["step"])
-        self.module.load_state_dict(_under("module.", tensors))
+        self.module.load_state_dict(under("module.", tensors))
         if self.averaged is not None:
-            self.averaged.load_state_dict(_under("average.", tensors))
-        _restore_optimiser(optimiser, _under("optimiser.", tensors))
-        if self.where.scaler is not None and (held := _under("scaler.", tensors)):
+            self.averaged.load_state_dict(under("average.", tensors))
+        _restore_optimiser(optimiser, under("optimiser.", tensors))
+        if self.where.scaler is not None and (held := under("scaler.", tensors)):
             whole = ("growth_interval", "_growth_tracker")
             numbers = {name: float(value) for name, value in held.items()}
             self.where.scaler.load_state_dict({n: int(v) if n in whole else v for n, v in numbers.items()})
@@ -430,5 +430,5 @@ def _restore_optimiser(optimiser: torch.optim.Optimizer, tensors: Mapping[str, T
     optimiser.load_state_dict(whole)
 
 
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

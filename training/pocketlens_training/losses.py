@@ -84,10 +84,10 @@ def matching(positive: Tensor, wrong_image: Tensor, wrong_sentence: Tensor) -> T
     return F.cross_entropy(logits, labels)
 
 
-def hard_ones(similarity: Tensor, rng: torch.Generator | None = None) -> Tensor:
+def hard_ones(similarity: Tensor) -> Tensor:
     """For each row of (batch, batch) another column, drawn by softmax of similarity: the hard negatives of BLIP."""
     own = torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
-    return torch.multinomial(similarity.masked_fill(own, -torch.inf).softmax(1), 1, generator=rng).squeeze(1)
+    return torch.multinomial(similarity.masked_fill(own, -torch.inf).softmax(1), 1).squeeze(1)
 
 
 @torch.no_grad()

@@ -160,7 +160,7 @@ def _add_sketches(
     listed = read_sketches(file)
     photos = material.photos
     root = photos.root if isinstance(photos, Files) else file.parent
-    row_of = {_absolute(root, photos.names[number]): row for row, number in enumerate(material.numbers)}
+    row_of = {absolute(root, photos.names[number]): row for row, number in enumerate(material.numbers)}
     held = set(material.held.tolist())
     source = Files(file.parent, [sketch for sketch, _ in listed])
     good, content = set(), sha256()
@@ -168,7 +168,7 @@ def _add_sketches(
         good |= {one.number for one in looked if one.problem is None}
         content.update(b"".join(one.digest for one in looked))
         material.unreadable += [(source.names[one.number], one.problem) for one in looked if one.problem is not None]
-    rows = [row_of.get(_absolute(file.parent, photo)) for _, photo in listed]
+    rows = [row_of.get(absolute(file.parent, photo)) for _, photo in listed]
     pairs = [(n, row) for n, row in enumerate(rows) if row is not None and n in good and row not in held]
     torn, strangers = len(listed) - len(good), rows.count(None)
     lost = f"{torn:,} cannot be read, the photo of {strangers:,} is no readable picture of --images"
@@ -186,7 +186,7 @@ def _add_sketches(
         material.sketch_raw[torch.from_numpy(seen.numbers)] = seen.raw
 
 
-def _absolute(root: Path, name: str) -> str:
+def absolute(root: Path, name: str) -> str:
     return os.path.normpath(root.absolute() / name)
 
 

@@ -2,10 +2,7 @@
 
 Source: UNION (ICDMW 2025, arXiv 2511.22253; code baohl00/UNION_for_IGROT @972e0a5), whose variants "original", "sum"
 and "union" these are; `UnionLight`, `GatedUnion` and a `Sum` of any weight are ours. All take the *raw* image feature
-and hold the raw feature of the empty prompt, because the published blends are of raw features.
-
-A blend only re-weighs two directions, so for unit q its score is affine in two cosines (`affine`):
-cos(q, target) = A * cos(q, image) + B * cos(q, empty), with A and B numbers of the picture alone."""
+and hold the raw feature of the empty prompt, because the published blends are of raw features."""
 
 from __future__ import annotations
 
@@ -142,17 +139,6 @@ class GatedUnion(Target):
     def forward(self, image_raw: Tensor) -> Tensor:
         image = F.normalize(image_raw, dim=1)
         return self.fusion(image, F.normalize(self.empty_raw, dim=1).expand_as(image))
-
-
-def affine(target: Blend, image_raw: Tensor) -> tuple[Tensor, Tensor]:
-    """A and B (batch,) with cos(q, target) = A * cos(q, v) + B * cos(q, e0): all an index needs beside norm(v).
-
-    Raises TypeError for a target that is no blend."""
-    if not isinstance(target, Blend):
-        raise TypeError(f"{type(target).__name__} is no blend of v and e0, so two numbers cannot stand for it")
-    of_image, of_empty = target.weights(image_raw)
-    length = target.blended(image_raw).norm(dim=1).clamp(min=TINY)
-    return of_image[:, 0] * image_raw.norm(dim=1) / length, of_empty[:, 0] * target.empty_raw.norm() / length
 
 
 def sizes(dim: int) -> dict[str, int]:

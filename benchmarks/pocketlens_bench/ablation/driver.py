@@ -7,7 +7,7 @@ import json
 import os
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from functools import partial
 from multiprocessing import get_context, parent_process
 from threading import Thread
@@ -59,7 +59,7 @@ def measure(
     if jobs > 1 and any(not (folder_of(trials, *ask) / "figures.json").exists() for ask in asks):
         # Or all that begin together would compute the same.
         on_progress("teacher's vectors and maps", 0, 1)
-        with _pool(1) as one:
+        with _pool() as one:
             one.submit(prepare, trials, jobs * trials.threads).result()
     for stage, some in (("base students", bases), ("trials", [ask for ask in asks if ask not in bases])):
         on_progress(stage, 0, len(some))
@@ -118,17 +118,24 @@ def _attempted(trials: Trials, asks: Sequence[Ask], jobs: int) -> Iterator[tuple
         for ask in asks:
             yield ask, _or_error(partial(attempt, trials, *ask))
         return
-    with _pool(jobs) as pool:
-        work = {pool.submit(attempt, trials, *ask): ask for ask in asks}
+    threads = ThreadPoolExecutor(jobs)
+    try:
+        work = {threads.submit(_alone, trials, ask): ask for ask in asks}
         for job in as_completed(work):
             yield work[job], _or_error(job.result)
+    finally:  # one that was stopped begins no more
+        threads.shutdown(cancel_futures=True)
 
 
-def _pool(jobs: int) -> ProcessPoolExecutor:
+def _alone(trials: Trials, ask: Ask) -> dict[str, Any]:
+    """A pool of its own: a trial that is killed, for want of memory perhaps, breaks no other's."""
+    with _pool() as pool:
+        return pool.submit(attempt, trials, *ask).result()
+
+
+def _pool() -> ProcessPoolExecutor:
     """One process for each trial: what torch keeps is given back, and a trial cannot disturb the next."""
-    return ProcessPoolExecutor(
-        jobs, mp_context=get_context("spawn"), max_tasks_per_child=1, initializer=_end_with_the_driver
-    )
+    return ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_end_with_the_driver)
 
 
 def _end_with_the_driver() -> None:

@@ -71,16 +71,17 @@ def papers(teacher: Teacher, device: torch.device, folder: Path) -> dict[str, Pa
 def _kept(
     path: Path, gallery: tuple[Picture, ...], asked: list[Picture], teacher: Teacher, device: torch.device
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """Raw teacher vectors of `gallery` made unit, and the pixels of `asked`."""
+    """Raw teacher vectors of `gallery`, and the pixels of `asked`."""
+    made_of = f"{teacher.id} {SIZES} {VALIDATION_SEED}"
     if path.exists():
         held = np.load(path)
-        if str(held["teacher"]) == teacher.id:
+        if str(held["teacher"]) == made_of:
             return held["vectors"], held["pixels"]
     vectors = vectors_of(lambda n: gallery[n].pixels(), len(gallery), teacher, device)
     pixels = np.stack([picture.pixels() for picture in asked])
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.part.npz")  # several processes may draw the same paper
-    np.savez(partial, vectors=vectors, pixels=pixels, teacher=teacher.id)
+    np.savez(partial, vectors=vectors, pixels=pixels, teacher=made_of)
     partial.replace(path)
     return vectors, pixels
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pocketlens_training.baselines import learn_phi, learn_symmetric
 from pocketlens_training.compositions import make_composition, product_scores, superglobal_rerank, weicom_scores
 from pocketlens_training.distil import learn
-from pocketlens_training.loop import machine, read_log
+from pocketlens_training.loop import machine, read_log, under
 from pocketlens_training.material import Material, Sources, gather
 from pocketlens_training.places import teacher_places
 from pocketlens_training.reading import reader_of
@@ -205,10 +205,7 @@ class _Trial:
             raise FileNotFoundError(f"{path}: the base student of seed {self.seed} comes first")
         recipe = DistilRecipe(**{**self.trials.base, "seed": self.seed})
         student = self._fresh(recipe)
-        tensors = load_file(path)
-        student.load_state_dict(
-            {name.removeprefix("student."): t for name, t in tensors.items() if name.startswith("student.")}
-        )
+        student.load_state_dict(under("student.", load_file(path)))
         return student.to(self.where.device).eval()
 
     def _fresh(self, recipe: DistilRecipe) -> Student:
