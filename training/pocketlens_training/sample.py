@@ -27,8 +27,8 @@ class SampleRecipe:
 
     sizes: Sizes = field(default_factory=Sizes)
     teacher: TeacherRecipe = field(default_factory=TeacherRecipe)
-    student: DistilRecipe = field(default_factory=lambda: DistilRecipe(batch=128, steps=4000))
-    """More steps of fewer pictures: the bank has negatives enough, and the plateau of `probe.py` is left sooner."""
+    student: DistilRecipe = field(default_factory=lambda: DistilRecipe(batch=128))
+    """Small batches: the bank has negatives enough, and of as many pictures more steps leave the plateau sooner."""
     heads: HeadRecipe = field(default_factory=HeadRecipe)
 
     def seeded(self, seed: int) -> SampleRecipe:
