@@ -28,6 +28,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="""The cloud side of Pocketlens: index pictures into a gallery, answer composed queries over gRPC.
 
     [bold]Start here[/bold]

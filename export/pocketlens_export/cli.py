@@ -12,6 +12,7 @@ import typer
 
 app = typer.Typer(
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     help="Turn a finished training into a bundle.\n\nExample: pocketlens-export bundle runs/sample -o mybundle",
 )
