@@ -11,10 +11,9 @@ from pocketlens_wire.pictures import PictureSpec
 from safetensors.torch import load_file
 from torch import nn
 
-from pocketlens_training.distil import LESSON
 from pocketlens_training.loop import under
 from pocketlens_training.recipe import DistilRecipe, strictly
-from pocketlens_training.run import read_recipe, teacher_of
+from pocketlens_training.run import LESSON, read_recipe, teacher_of
 from pocketlens_training.students.student import Student, make_learner, make_student, student_picture
 from pocketlens_training.teachers.teacher import Teacher
 from pocketlens_training.tuning import CARD, CONTROL, HEADS, HeadRecipe, Heads, make_heads

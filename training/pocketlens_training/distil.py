@@ -26,7 +26,7 @@ from pocketlens_training.loop import Schedule, train, write_json
 from pocketlens_training.material import UNREADABLE, Material, Sources, gather
 from pocketlens_training.places import grid_of, teacher_places
 from pocketlens_training.recipe import DistilRecipe
-from pocketlens_training.run import RUN, account, content_of, first_made, refuse_another
+from pocketlens_training.run import LESSON, RUN, account, content_of, first_made, refuse_another
 from pocketlens_training.sets.feed import Feed
 from pocketlens_training.sets.kept import MOST_BYTES, KeptPixels, keep_pixels
 from pocketlens_training.sets.pixels import Ask, VariedPictures
@@ -37,7 +37,6 @@ from pocketlens_training.students.token_learner import Reading
 from pocketlens_training.teachers.naming import load_teacher
 from pocketlens_training.teachers.teacher import Teacher
 
-LESSON = "student"
 CENTRED = 1024  # pictures whose mean place LAR takes off
 
 

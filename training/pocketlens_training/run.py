@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,12 @@ from accelerate import Accelerator
 
 from pocketlens_training.material import Material, Sources
 from pocketlens_training.recipe import DistilRecipe, differing
+from pocketlens_training.sets.lines import digest_of
 from pocketlens_training.teachers.naming import load_teacher
 from pocketlens_training.teachers.teacher import Teacher
 
 RUN = "run.json"
+LESSON = "student"  # what the run was begun for
 
 
 def account(
@@ -61,7 +62,7 @@ def content_of(sources: Sources, material: Material) -> dict[str, str]:
     if material.sketch_content:
         found["sketches"] = material.sketch_content
     if material.told is not None and sources.told is not None:
-        found["told"] = sha256(sources.told.read_bytes()).hexdigest()[:16]
+        found["told"] = digest_of(sources.told)[:16]
     return found
 
 
@@ -77,7 +78,7 @@ def refuse_another(folder: Path, asked: dict[str, Any]) -> None:
         return
     was = read_run(folder)
     keys = {"teacher_id": "teacher", "recipe": "recipe", "sources": "set of sources", "content": "content of its files"}
-    if not (folder / "student.safetensors").exists():
+    if not (folder / f"{LESSON}.safetensors").exists():
         keys["loop"] = "number of processes or precision"
     for key, name in keys.items():
         if key in asked and key in was and was[key] != asked[key]:

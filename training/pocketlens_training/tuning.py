@@ -26,7 +26,7 @@ from pocketlens_training.losses import contrast, hit_rate, twins
 from pocketlens_training.reading import Reader
 from pocketlens_training.recipe import differing
 from pocketlens_training.sets.feed import look, pixels_of
-from pocketlens_training.sets.lines import BadLines, Triplet, read_triplets
+from pocketlens_training.sets.lines import BadLines, Triplet, digest_of, read_triplets
 from pocketlens_training.sets.pixels import square
 from pocketlens_training.sets.sources import Files
 from pocketlens_training.students.student import Student, student_picture
@@ -85,7 +85,7 @@ def tune(
         "format": 1,
         "recipe": asdict(recipe),
         "triplets": None if triplets is None else triplets.name,
-        "triplets_sha256": None if triplets is None else _digest(triplets),
+        "triplets_sha256": None if triplets is None else digest_of(triplets),
     }
     _claim(folder, made)
     control = replace(recipe, target="original")
@@ -109,11 +109,6 @@ def tune(
             learn(heads, features, teacher, one, lesson, folder, where, progress)
     write_json(folder / CARD, made)
     return made
-
-
-def _digest(file: Path) -> str:
-    """SHA-256 over a file; of a missing one, which is named when it is read, of nothing."""
-    return hashlib.sha256(file.read_bytes() if file.is_file() else b"").hexdigest()
 
 
 def _claim(folder: Path, made: dict[str, Any]) -> None:
@@ -206,7 +201,7 @@ class TripletFeatures:
         """Computed once, then read from disk."""
         states = needs_states(recipe.composition)
         weights = digest_arrays({name: tensor.cpu().numpy() for name, tensor in student.state_dict().items()})
-        made_of = f"2 {_digest(triplets)} {weights} {teacher.id} {teacher.text_id}"  # 2: of this file's layout
+        made_of = f"2 {digest_of(triplets)} {weights} {teacher.id} {teacher.text_id}"  # 2: of this file's layout
         key = hashlib.sha256(made_of.encode()).hexdigest()[:12]
         path = folder / f"triplets-{key}{'-states' if states else ''}.safetensors"
         with where.main_process_first():

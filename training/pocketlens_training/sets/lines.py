@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -52,6 +53,11 @@ class Told:
 
     caption: str
     edits: tuple[str, ...]
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 over a file; of a missing one, which is named when it is read, of nothing."""
+    return hashlib.sha256(path.read_bytes() if path.is_file() else b"").hexdigest()
 
 
 def read_pairs(path: Path) -> tuple[list[Captioned], list[Edited]]:

@@ -34,7 +34,7 @@ from pocketlens_training.losses import contrast, hit_rate, twins
 from pocketlens_training.reading import Reader, RowMaker
 from pocketlens_training.recipe import PROMPTS, differing
 from pocketlens_training.sets.feed import Feed, look
-from pocketlens_training.sets.lines import BadLines, Captioned, Edited, read_pairs
+from pocketlens_training.sets.lines import BadLines, Captioned, Edited, digest_of, read_pairs
 from pocketlens_training.sets.pixels import Ask, VariedPictures
 from pocketlens_training.sets.sources import Files, NoPictures
 from pocketlens_training.teachers.own import CARD, WEIGHTS, WORDS, TeacherRecipe, as_teacher, build_towers
@@ -55,7 +55,7 @@ def teach(
     if (folder / CARD).is_file() and (folder / WEIGHTS).is_file():
         _refuse_another(folder, recipe)
         card = json.loads((folder / CARD).read_text())
-        if card.get("pairs_sha256") != _digest(pairs):
+        if card.get("pairs_sha256") != digest_of(pairs):
             raise ValueError(f"{folder} holds a teacher of another set than {pairs}; name another folder")
         return card
     return _Teaching(pairs, folder, recipe, where, progress, workers).go()
@@ -76,7 +76,7 @@ class _Teaching:
         _refuse_another(folder, recipe)
         self.folder, self.recipe, self.where, self.progress, self.workers = folder, recipe, where, progress, workers
         plain, edited = read_pairs(pairs)
-        self.digest = _digest(pairs)
+        self.digest = digest_of(pairs)
         self.numbers = {name: i for i, name in enumerate(dict.fromkeys(one.image for one in plain))}
         if strange := next((one.image for one in edited if one.image not in self.numbers), None):
             raise BadLines(f"{pairs}: {strange!r} has an edit but no line with its captions")
@@ -343,11 +343,6 @@ def _in_random_order(rows: int, rng: np.random.Generator) -> Iterator[int]:
 def edited_text(one: Edited) -> str:
     """A caption followed by a change, as a composed query has them."""
     return PROMPTS.composed.replace("{words}", one.edit).replace("{sentence}", one.caption)
-
-
-def _digest(pairs: Path) -> str:
-    """SHA-256 over a file; of a missing one, which is named when it is read, of nothing."""
-    return hashlib.sha256(pairs.read_bytes() if pairs.is_file() else b"").hexdigest()
 
 
 def asks(numbers: Sequence[int], rng: np.random.Generator, kind: str = "photo") -> list[Ask]:
