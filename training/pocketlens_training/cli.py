@@ -36,6 +36,14 @@ Threads = Annotated[int, typer.Option(rich_help_panel=MACHINE, min=0, help="CPU 
 Workers = Annotated[
     int, typer.Option(rich_help_panel=MACHINE, min=0, help="Processes that read and decode pictures ahead.")
 ]
+KeepGB = Annotated[
+    float,
+    typer.Option(
+        min=0,
+        rich_help_panel=MACHINE,
+        help="Fitted pictures are kept on disk up to so many GB; else decoded each time.",
+    ),
+]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Run folder; the same command resumes there.")]
 
 
@@ -198,14 +206,7 @@ def distill(
         Path | None,
         typer.Option(rich_help_panel=MACHINE, help="Folder of teacher vectors that runs share; default OUT."),
     ] = None,
-    keep_gb: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            rich_help_panel=MACHINE,
-            help="Fitted pictures are kept on disk up to so many GB; else decoded each time.",
-        ),
-    ] = 8.0,
+    keep_gb: KeepGB = 8.0,
     seed: Annotated[int, typer.Option(rich_help_panel=LOOP, help="Of everything random.")] = 20261121,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -306,6 +307,7 @@ def sibling(
     precision: Precision = "auto",
     threads: Threads = 0,
     workers: Workers = 0,
+    keep_gb: KeepGB = 8.0,
 ) -> None:
     """Train further students for the same teacher, which write a picture as other numbers of tokens.
 
@@ -319,7 +321,7 @@ def sibling(
     with _school(run, device, precision, threads) as (where, progress):
         from pocketlens_training.further import learn_siblings
 
-        learn_siblings(run, tokens, where=where, progress=progress, workers=workers)
+        learn_siblings(run, tokens, where=where, progress=progress, workers=workers, keep_bytes=int(keep_gb * 1e9))
 
 
 @app.command()

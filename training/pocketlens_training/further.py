@@ -15,6 +15,7 @@ from pocketlens_training.distil import distil
 from pocketlens_training.material import gather
 from pocketlens_training.reading import reader_of
 from pocketlens_training.run import cache_of, read_recipe, sources_of, teacher_of
+from pocketlens_training.sets.kept import MOST_BYTES
 from pocketlens_training.students.student import MOST_TOKENS
 from pocketlens_training.teachers.teacher import Teacher
 from pocketlens_training.tuning import HeadRecipe, tune
@@ -43,7 +44,13 @@ def learn_run_symmetric(run: Path, *, where: Accelerator, progress: Progress, wo
 
 
 def learn_siblings(
-    run: Path, counts: Sequence[int], *, where: Accelerator, progress: Progress, workers: int = 0
+    run: Path,
+    counts: Sequence[int],
+    *,
+    where: Accelerator,
+    progress: Progress,
+    workers: int = 0,
+    keep_bytes: int = MOST_BYTES,
 ) -> None:
     """Students with other numbers of tokens, of the same teacher: same recipe, steps, seed and pictures.
 
@@ -58,7 +65,7 @@ def learn_siblings(
     for count in counts:
         distil(
             teacher, sources_of(run), sibling_folder(run, count), replace(recipe, tokens=count), where=where,
-            progress=progress, workers=workers, cache=cache_of(run),
+            progress=progress, workers=workers, cache=cache_of(run), keep_bytes=keep_bytes,
         )  # fmt: skip
 
 
