@@ -58,7 +58,6 @@ def measure(
         teacher, Sources(images=images, told=told), replace(recipe, composition_weight=10.0), where=where,
         progress=progress, workers=workers, cache=cache,
     )  # fmt: skip
-    material.probe = None
     torch.manual_seed(0)
     student = make_student(student_name, teacher, tokens=recipe.tokens, pretrained=False)
     pace = _Pace(student, teacher, material, recipe, where, workers)

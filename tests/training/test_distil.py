@@ -18,6 +18,7 @@ from pocketlens_training.distil import Plan, distil
 from pocketlens_training.further import learn_siblings
 from pocketlens_training.loop import read_log
 from pocketlens_training.material import Sources, gather
+from pocketlens_training.probe import Probe
 from pocketlens_training.recipe import DistilRecipe
 from pocketlens_training.run import read_recipe, read_run
 from pocketlens_training.sets.lines import BadLines
@@ -113,18 +114,19 @@ def test_without_held_out_pictures_the_questions_are_still_asked(learn, tmp_path
     assert "recall@10" in row and "finds_itself" not in row
 
 
-def test_distilling_brings_sentences_to_their_pictures(learn, material, tmp_path: Path) -> None:
+def test_distilling_brings_sentences_to_their_pictures(learn, material, tmp_path: Path, cpu, quiet) -> None:
     recipe = replace(SMALL, steps=200, batch=16, average=0.9, composition_weight=0.0, sketches="none")
     student = learn(recipe=recipe)
     rows = read_log(tmp_path / "run" / "student.csv")
     assert rows[-1]["gcd"] < rows[0]["gcd"]
     ready = material()
+    probe = Probe(ready, None, where=cpu, workers=0, progress=quiet)
     torch.manual_seed(1)
     fresh = make_student("tiny-s", ready.teacher, tokens=2, side=32)
     nearness = []
     for one in (fresh.eval(), student):
         with torch.no_grad():
-            sentence = ready.probe.sentences(one, ready.kept[:24])
+            sentence = probe.sentences(one, ready.kept[:24])
             text = ready.reader.unit([ready.reader.alone] * 24, sentence)
             scores = text @ ready.unit[torch.from_numpy(ready.kept[:24])].T
         nearness.append(float(scores.diagonal().mean() - scores.mean()))
@@ -218,12 +220,13 @@ def test_the_held_out_are_the_same_whatever_the_order(material, little: Path, tm
     assert {second.photos.names[n] for n in second.numbers[second.held]} == names
 
 
-def test_pixels_of_the_probe_follow_the_student_and_the_rows(material) -> None:
+def test_pixels_of_the_probe_follow_the_student_and_the_rows(material, cpu, quiet) -> None:
     ready = material()
     small = make_student("tiny-s", ready.teacher, tokens=2, side=32).eval()
     large = make_student("tiny-s", ready.teacher, tokens=2, side=48).eval()
-    ready.probe.figures(small)
-    ready.probe.figures(large)
+    probe = Probe(ready, None, where=cpu, workers=0, progress=quiet)
+    probe.figures(small)
+    probe.figures(large)
     for student, rows in ((large, ready.held), (large, ready.kept[:4]), (small, ready.held)):
         spec = PictureSpec(side=student.encoder.side, fit="crop")
         from pocketlens_training.sets.pixels import square
@@ -231,7 +234,7 @@ def test_pixels_of_the_probe_follow_the_student_and_the_rows(material) -> None:
         made = [square(ready.photos.read(int(n)), spec) for n in ready.numbers[rows]]
         with torch.no_grad():
             wanted = student(torch.from_numpy(np.stack(made)))
-            assert torch.allclose(ready.probe.sentences(student, rows), wanted, atol=1e-5)
+            assert torch.allclose(probe.sentences(student, rows), wanted, atol=1e-5)
 
 
 def test_unreadable_pictures_are_listed_and_not_learned(learn, tmp_path: Path, draw) -> None:

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from pocketlens_training.distil import distil
 from pocketlens_training.loop import partial_of
-from pocketlens_training.material import Material, Sources, gather, split_by_content
+from pocketlens_training.material import Sources, gather, split_by_content
+from pocketlens_training.probe import Probe
 from pocketlens_training.recipe import DistilRecipe
 from pocketlens_training.run import read_run
 from pocketlens_training.sets.lines import BadLines
@@ -42,16 +43,18 @@ def learn(little: Path, tmp_path: Path, cpu, quiet) -> Callable[..., None]:
 
 
 @pytest.fixture
-def gathered(little: Path, tmp_path: Path, cpu) -> Callable[..., tuple[Material, str]]:
-    """The material, and what was said."""
+def gathered(little: Path, tmp_path: Path, cpu) -> Callable[..., tuple[Probe, str]]:
+    """The probe upon the material, and what was said."""
 
-    def made(sources: Sources) -> tuple[Material, str]:
+    def made(sources: Sources) -> tuple[Probe, str]:
         said = Console(file=StringIO(), width=500)
+        progress = Progress(console=said, disable=True)
         material = gather(
-            load_teacher(f"run:{little / 'teacher'}"), sources, SMALL, where=cpu,
-            progress=Progress(console=said, disable=True), workers=0, cache=tmp_path / "cache",
+            load_teacher(f"run:{little / 'teacher'}"), sources, SMALL, where=cpu, progress=progress, workers=0,
+            cache=tmp_path / "cache",
         )  # fmt: skip
-        return material, said.file.getvalue()  # type: ignore[attr-defined]
+        probe = Probe(material, sources.questions, where=cpu, workers=0, progress=progress)
+        return probe, said.file.getvalue()  # type: ignore[attr-defined]
 
     return made
 
@@ -116,7 +119,7 @@ def test_where_a_run_was_begun_is_kept_when_it_goes_on(learn, photos, tmp_path) 
 def test_no_copy_of_a_held_out_picture_is_learned(gathered, photos: Path) -> None:
     for file in sorted(photos.iterdir()):
         shutil.copy(file, photos / f"copy-{file.name}")
-    material, _ = gathered(Sources(images=photos))
+    material = gathered(Sources(images=photos))[0].material
 
     def contents(rows):
         return {material.photos.read(int(n)) for n in material.numbers[rows]}
@@ -132,9 +135,8 @@ def test_pictures_that_are_all_alike_are_learned_not_held_out() -> None:
 def test_a_copy_that_is_found_is_the_picture(gathered, photos: Path, cpu) -> None:
     for file in sorted(photos.iterdir()):
         shutil.copy(file, photos / f"copy-{file.name}")
-    material, _ = gathered(Sources(images=photos))
-    probe = material.probe
-    rows = probe.asked
+    probe, _ = gathered(Sources(images=photos))
+    material, rows = probe.material, probe.asked
     own = material.unit[rows.tolist()]
     probe.reader.unit = lambda texts, sentences: own  # a sentence that says its picture exactly
     assert probe.figures(make_student("tiny-s", material.teacher, tokens=2, side=32).eval())["finds_itself"] == 1.0
@@ -156,14 +158,14 @@ def test_questions_that_cannot_be_asked_are_said_and_are_no_misses(gathered, pho
     (photos / "05.png").write_bytes(b"torn")
     gallery = photos.parent / "gallery.txt"
     gallery.write_text("".join(f"photos/{n:02d}.png\n" for n in range(10)))
-    material, said = gathered(
+    probe, said = gathered(
         asked_of(photos, write_lines, question(1, 2), question(3, 99), question(5, 1), question(4, 99, 6))
     )
     assert "questions.jsonl: 3 pictures cannot be read; 2 of 4 questions are left out of the log" in said
-    assert len(material.probe.questions.asked) == 2
-    assert [name for name, _ in material.unreadable].count("photos/99.png") == 1
-    student = make_student("tiny-s", material.teacher, tokens=2, side=32).eval()
-    assert material.probe.figures(student)["recall@10"] == 1.0  # among eleven
+    assert len(probe.questions.asked) == 2
+    assert [name for name, _ in probe.material.unreadable].count("photos/99.png") == 1
+    student = make_student("tiny-s", probe.material.teacher, tokens=2, side=32).eval()
+    assert probe.figures(student)["recall@10"] == 1.0  # among eleven
 
 
 def test_questions_none_of_which_can_be_asked_are_refused(gathered, photos: Path, write_lines) -> None:
@@ -176,11 +178,11 @@ def test_what_a_question_excludes_is_not_searched(gathered, photos: Path, write_
     gallery = photos.parent / "gallery.txt"
     gallery.write_text("".join(f"photos/{n:02d}.png\n" for n in range(12)))
     others = [f"photos/{n:02d}.png" for n in range(12) if n != 7]
-    material, _ = gathered(asked_of(photos, write_lines, question(1, 7), question(1, 7, exclude=others)))
-    questions = material.probe.questions
+    probe, _ = gathered(asked_of(photos, write_lines, question(1, 7), question(1, 7, exclude=others)))
+    questions = probe.questions
     wanted = questions.vectors[next(iter(questions.relevant[0]))]
     questions.reader.unit = lambda texts, sentences: -wanted.expand(len(texts), -1)  # everything else comes first
-    student = make_student("tiny-s", material.teacher, tokens=2, side=32).eval()
+    student = make_student("tiny-s", probe.material.teacher, tokens=2, side=32).eval()
     assert questions.figures(student)["recall@10"] == 0.5
 
 
@@ -191,9 +193,9 @@ def test_sketches_that_cannot_be_learned_from_are_counted(gathered, photos: Path
     for n in range(4):
         (photos.parent / f"s{n}.png").write_bytes(draw(n) if n else b"torn")
     lines = [{"sketch": f"s{n}.png", "photo": f"photos/{n:02d}.png" if n < 3 else "elsewhere.png"} for n in range(4)]
-    material, said = gathered(Sources(images=photos, sketches=write_lines(photos.parent / "sketches.jsonl", lines)))
+    probe, said = gathered(Sources(images=photos, sketches=write_lines(photos.parent / "sketches.jsonl", lines)))
     assert "of its 4 sketches 1 cannot be read, the photo of 1 is no readable picture of --images" in said
-    assert len(material.drawn) <= 2
+    assert len(probe.material.drawn) <= 2
 
 
 # --- what a killed process leaves

@@ -25,6 +25,7 @@ from pocketlens_training.features import list_unreadable
 from pocketlens_training.loop import Schedule, train, write_json
 from pocketlens_training.material import UNREADABLE, Material, Sources, gather
 from pocketlens_training.places import grid_of, teacher_places
+from pocketlens_training.probe import Probe
 from pocketlens_training.recipe import DistilRecipe
 from pocketlens_training.run import LESSON, RUN, account, content_of, first_made, refuse_another
 from pocketlens_training.sets.feed import Feed
@@ -83,13 +84,18 @@ def distil(
         anchors=recipe.anchors,
     )  # fmt: skip
     material = gather(teacher, sources, recipe, where=where, progress=progress, workers=workers, cache=cache)
+    with where.main_process_first():  # the others find its vectors kept
+        probe = Probe(material, sources.questions, where=where, workers=workers, progress=progress)
     asked["content"] = content_of(sources, material)
     refuse_another(folder, asked)
     if where.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / RUN, first_made(folder, asked))  # only now: what cannot be learned has begun nothing
         list_unreadable(folder / UNREADABLE, material.unreadable)
-    learn(student, material, recipe, folder, where=where, progress=progress, workers=workers, keep_bytes=keep_bytes)
+    learn(
+        student, material, recipe, folder, probe=probe, where=where, progress=progress, workers=workers,
+        keep_bytes=keep_bytes,
+    )  # fmt: skip
     return student
 
 
@@ -100,8 +106,8 @@ def check_fits(teacher: Teacher, recipe: DistilRecipe) -> None:
 
 
 def learn(
-    student: Student, material: Material, recipe: DistilRecipe, folder: Path, *, where: Accelerator,
-    progress: Progress, workers: int = 0, keep_bytes: int = MOST_BYTES,
+    student: Student, material: Material, recipe: DistilRecipe, folder: Path, *, probe: Probe | None = None,
+    where: Accelerator, progress: Progress, workers: int = 0, keep_bytes: int = MOST_BYTES,
 ) -> None:  # fmt: skip
     """The lesson itself, on gathered material. Leaves the student frozen. keep_bytes: squares are kept on disk where
     they take no more than that, and decoded at every step where they take more or are cropped."""
@@ -123,12 +129,12 @@ def learn(
         kept=photos, kept_sketches=sketches,
     )  # fmt: skip
     feed = Feed(pictures, plan.asks, device=where.device, workers=workers)
-    teach(student, feed.at, plan, material, recipe, folder, where=where, progress=progress)
+    teach(student, feed.at, plan, material, recipe, folder, probe=probe, where=where, progress=progress)
 
 
 def teach(
     student: nn.Module, seen_at: Callable[[int], Tensor], plan: Plan, material: Material, recipe: DistilRecipe,
-    folder: Path, *, where: Accelerator, progress: Progress, lesson: str = LESSON,
+    folder: Path, *, probe: Probe | None = None, where: Accelerator, progress: Progress, lesson: str = LESSON,
 ) -> None:  # fmt: skip
     """Train anything with `read(seen) -> Reading`, shown `seen_at(micro-batch)`, by the losses of `recipe`."""
     terms = _Terms(student, plan, material, recipe, where, progress)
@@ -140,8 +146,8 @@ def teach(
         return terms.loss(reading, micro, rng)
 
     def validate(kept: nn.Module) -> dict[str, float]:
-        assert isinstance(kept, Distiller)
-        return {} if material.probe is None else material.probe.figures(kept.student)
+        assert probe is not None and isinstance(kept, Distiller) and isinstance(kept.student, Student)
+        return probe.figures(kept.student)
 
     train(
         lesson, terms.distiller, loss_of,
@@ -149,7 +155,7 @@ def teach(
             steps=recipe.steps, rate=rate, seed=recipe.seed + 2, slower={"student.encoder": factor},
             accumulate=recipe.accumulate, average=recipe.average,
         ),
-        folder=folder, where=where, progress=progress, validate=validate if isinstance(student, Student) else None,
+        folder=folder, where=where, progress=progress, validate=None if probe is None else validate,
     )  # fmt: skip
     student.requires_grad_(False).eval()
 

@@ -1,5 +1,4 @@
-"""What a distillation has before its first step: the teacher, its vectors of all pictures, captions, sketches,
-questions.
+"""What a distillation has before its first step: the teacher, its vectors of all pictures, captions, sketches.
 
 All of it is frozen, shared by every student and baseline of a run, and computed once."""
 
@@ -21,7 +20,6 @@ from rich.progress import Progress
 from torch import Tensor
 
 from pocketlens_training.features import teacher_vectors
-from pocketlens_training.probe import Probe
 from pocketlens_training.reading import Reader, reader_of
 from pocketlens_training.recipe import DistilRecipe
 from pocketlens_training.sets.feed import look
@@ -89,7 +87,8 @@ class Material:
     sketch_raw: Tensor | None = None
     """Raw teacher vectors of all sketches, by number; for `drawn-own` alone."""
     unreadable: list[tuple[str, str]] = field(default_factory=list)
-    probe: Probe | None = None
+    attributes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What is known of photos, by name; for diagnostics alone."""
 
     @property
     def unit(self) -> Tensor:
@@ -126,6 +125,7 @@ def _gathered(
     material = Material(
         teacher=teacher, reader=reader, photos=photos, numbers=seen.numbers, raw=seen.raw, kept=kept, held=held,
         content=sha256(seen.digests.tobytes()).hexdigest()[:16], cache=cache, unreadable=list(seen.unreadable),
+        attributes=attributes,
     )  # fmt: skip
     if sources.told is not None and recipe.composition_weight:
         material.told = ToldBank(
@@ -133,12 +133,11 @@ def _gathered(
         )
     if sources.sketches is not None and recipe.sketches.startswith("drawn"):
         _add_sketches(material, sources.sketches, recipe, where=where, progress=progress, workers=workers)
-    material.probe = Probe(material, attributes, sources.questions, where=where, workers=workers, progress=progress)
     return material
 
 
 def open_images(images: Path) -> tuple[Source, dict[str, Mapping[str, Any]]]:
-    """The pictures, and what a pairs file says of them (for diagnostics alone). Raises NoPictures, BadLines."""
+    """The pictures, and what a pairs file says of them. Raises NoPictures, BadLines."""
     if images.suffix != ".jsonl":
         return open_source(images), {}
     if not images.is_file():

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,15 +18,13 @@ from rich.progress import Progress
 from torch import Tensor
 
 from pocketlens_training.features import teacher_vectors
+from pocketlens_training.material import Material
 from pocketlens_training.reading import Reader, reader_of
 from pocketlens_training.sets.feed import look
 from pocketlens_training.sets.lines import BadLines, Triplet, read_triplets
 from pocketlens_training.sets.pixels import square
 from pocketlens_training.sets.sources import Files
 from pocketlens_training.students.student import Student, student_picture
-
-if TYPE_CHECKING:
-    from pocketlens_training.material import Material
 
 ASKED = 500  # pictures whose sentences are tried
 AMONG = 4000  # pictures they are searched among
@@ -38,26 +35,24 @@ class Probe:
     """The held-out pictures and questions of a run."""
 
     def __init__(
-        self, material: Material, attributes: Mapping[str, Mapping[str, Any]], questions: Path | None, *,
-        where: Accelerator, workers: int, progress: Progress,
-    ) -> None:  # fmt: skip
+        self, material: Material, questions: Path | None, *, where: Accelerator, workers: int, progress: Progress
+    ) -> None:
         self.material, self.where = material, where
         self.reader = reader_of(material.teacher, where, exact=True)
         self.asked = material.held[:ASKED]
         others = material.kept[: max(0, AMONG - len(material.held))]
         self.among = np.concatenate([material.held, others])
-        self.known = [attributes.get(material.photos.names[material.numbers[row]], {}) for row in self.among]
+        known = material.attributes
+        self.known = [known.get(material.photos.names[material.numbers[row]], {}) for row in self.among]
         self.questions = (
             None if questions is None
             else Questions(questions, material, self.reader, where=where, workers=workers, progress=progress)
         )  # fmt: skip
         self._pixels: dict[tuple[PictureSpec, bytes], Tensor] = {}  # students of a run may see other sides
 
-    def figures(self, student: torch.nn.Module) -> dict[str, float]:
+    def figures(self, student: Student) -> dict[str, float]:
         """`finds_itself`: share of held-out pictures whose sentence finds that very picture among AMONG. For each known
         attribute, the share of sentences whose nearest *other* picture has the same. With questions, `recall@10`."""
-        if not isinstance(student, Student):
-            return {}
         own = self._self(self.sentences(student, self.asked)) if len(self.asked) else {}
         return {**own, **({} if self.questions is None else self.questions.figures(student))}
 

@@ -8,15 +8,11 @@ import numpy as np
 from pocketlens_bench.protocols import measures
 from pocketlens_bench.protocols.figures import Figure, over_queries
 from pocketlens_bench.protocols.protocol import Protocol, Reading, Statement, Values, percent
-from pocketlens_bench.protocols.queries import CircoQuery
+from pocketlens_bench.protocols.queries import ASPECTS, CircoQuery
 from pocketlens_bench.protocols.ranking import Ranked
 from pocketlens_bench.protocols.task import Task
 
 KS = (5, 10, 25, 50)
-ASPECTS = (
-    "cardinality", "addition", "negation", "direct_addressing", "compare_change", "comparative_statement",
-    "statement_with_conjunction", "spatial_relations_background", "viewpoint",
-)  # fmt: skip
 
 
 class Circo(Protocol):

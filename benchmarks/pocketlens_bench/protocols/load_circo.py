@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from pocketlens_bench.protocols.circo import ASPECTS
 from pocketlens_bench.protocols.protocol import Reading
-from pocketlens_bench.protocols.queries import CircoQuery
+from pocketlens_bench.protocols.queries import ASPECTS, CircoQuery
 from pocketlens_bench.protocols.reading import (
     BadSet,
     Entry,

@@ -15,6 +15,12 @@ class CirrQuery(Query):
     soft: Mapping[str, float] = field(default_factory=dict)
 
 
+ASPECTS = (
+    "cardinality", "addition", "negation", "direct_addressing", "compare_change", "comparative_statement",
+    "statement_with_conjunction", "spatial_relations_background", "viewpoint",
+)  # fmt: skip
+
+
 @dataclass(frozen=True, kw_only=True)
 class CircoQuery(Query):
     """target: the one picture the query was written for, among the relevant ones. aspects: what its words ask for."""
