@@ -142,15 +142,18 @@ def test_the_mean_follows_its_formula(tmp_path: Path) -> None:
     assert torch.allclose(learned("mean", 0.5).weight, kept, atol=1e-6)
 
 
-def test_tensorboard_keeps_what_came_before_a_resumption(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("every", "steps"), [(20, [20, 40, 60]), (40, [20, 40, 60, 80])])
+def test_tensorboard_shows_a_resumed_run_as_one(tmp_path: Path, every: int, steps: list[int]) -> None:
+    """What came before the saved state stays; what the killed run had written after it is not there twice."""
     reading = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    schedule = replace(PLAIN, every=every, steps=steps[-1])
     with pytest.raises(Killed):
-        run(tmp_path, replace(PLAIN, every=20), die_at=37)
-    run(tmp_path, replace(PLAIN, every=20))
+        run(tmp_path, schedule, die_at=steps[-1] - 13)
+    run(tmp_path, schedule)
     events = reading.EventAccumulator(str(tmp_path / "tensorboard" / "toy"))
     events.Reload()
-    for name in ("loss", "held out"):
-        assert [event.step for event in events.Scalars(name)] == [20, 40, 60], name
+    for name, wanted in (("loss", steps), ("held out", [step for step in steps if step % every == 0])):
+        assert [event.step for event in events.Scalars(name)] == wanted, name
 
 
 def test_accumulated_batches_are_one_large_batch(tmp_path: Path) -> None:
