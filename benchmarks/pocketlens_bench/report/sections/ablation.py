@@ -292,12 +292,13 @@ def _dot(canvas: Canvas, axes: Any, place: int, row: Row, key: str) -> None:
             ha="left" if away else "right", va="center", color=colour,
         )  # fmt: skip
         return
-    ends = max(figure.low, left), min(figure.high, right)
+    ends = max(figure.low, left), min(figure.high, right, 100)
     axes.plot(ends, [place, place], "-|", color=colour, linewidth=1.4, markersize=6, markeredgewidth=1.4)
     hollow = row.group == TARGETS and not row.control
     axes.plot(figure.value, place, "o", color=colour, markersize=4.5, markerfacecolor=theme.page if hollow else colour)
-    before = ends[1] > right - 0.8 * inner
-    canvas.write(
-        axes, ends[0] if before else ends[1], place, number, dx=-5 if before else 5, ha="right" if before else "left",
-        va="center",
-    )  # fmt: skip
+    if ends[1] <= right - 0.8 * inner:
+        canvas.write(axes, ends[1], place, number, dx=5, ha="left", va="center")
+    elif ends[0] >= left + 0.8 * inner:
+        canvas.write(axes, ends[0], place, number, dx=-5, ha="right", va="center")
+    else:  # an interval as wide as the panel
+        canvas.write(axes, figure.value, place, number, dy=2, ha="center", va="bottom")
