@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from pocketlens_training.teachers.teacher import ImageModule, TextModule
 from torch import Tensor, nn
 from torch.export import Dim
@@ -63,18 +64,19 @@ def write_graph(
     with warnings.catch_warnings(), _quiet("torch.onnx"), _quiet("onnxscript"):
         # The exporter warns of its own internals; what matters is judged by parity on the written file.
         warnings.simplefilter("ignore")
-        torch.onnx.export(
+        program = torch.onnx.export(
             module,
             tuple(inputs.values()),
-            str(path),
             input_names=list(inputs),
             output_names=list(outputs),
             dynamic_shapes=dynamic,
             opset_version=OPSET,
             dynamo=True,
-            external_data=False,
             verbose=False,
         )
+        assert program is not None
+        ClearMetadataAndDocStringPass()(program.model)  # every node carries a stack trace: this machine's folders
+        program.save(str(path), external_data=False)
 
 
 @contextmanager
