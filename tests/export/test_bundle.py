@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pocketlens_export
 import pytest
 from onnx import numpy_helper
 from pocketlens_cloud.compose import Composer
@@ -20,6 +21,8 @@ from pocketlens_training.checkpoint import load_run
 from pocketlens_training.teachers.tokenizing import read_tokenizer
 from pocketlens_wire.manifest import describe_file, read_cloud, read_edge, write
 from typer.testing import CliRunner
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_both_halves_read_and_agree(tiny_bundle: Path) -> None:
@@ -115,6 +118,17 @@ def test_golden_vectors_come_from_torch_and_replay(tiny_bundle: Path) -> None:
     features = composer.features(asks)
     assert np.abs(features.composed - cloud["composed"]).max() <= composer.manifest.golden_tolerance
     assert np.abs(composer.query(features, "tuned") - cloud["query"]).max() <= composer.manifest.golden_tolerance
+
+
+def test_a_graph_says_nothing_of_the_machine_that_made_it(tiny_bundle: Path) -> None:
+    """The exporter writes a stack trace into every node."""
+    here = str(Path(pocketlens_export.__file__).parents[1]).encode()
+    for graphs in (tiny_bundle, ROOT / "samples", ROOT / "benchmarks"):
+        found = sorted(graphs.rglob("*.onnx"))
+        assert found
+        for graph in found:
+            held = graph.read_bytes()
+            assert here not in held and b'File "' not in held, graph
 
 
 def test_text_graph_takes_any_batch_length_and_k(tiny_bundle: Path) -> None:
