@@ -47,7 +47,10 @@ ROWS = {
     SKETCH: "the large tower's picture vector alone",
 }
 ALIKE = 10.0  # points of clean R@10 within which it can be said who loses more
-UNSEEN = "no model here was trained with corrupted pictures; student and teacher saw them shifted at most"
+UNSEEN = (
+    "the sample bundle's models were not trained with corrupted pictures: they saw them shifted at most; but half of "
+    "the sketches its student was shown were pale, as `low contrast` makes them"
+)
 COMPARED = ((LIGHT, LARGE), (LIGHT, SUM), (LIGHT, SKETCH), (TUNED, LIGHT))
 
 Cell = tuple[str, int]  # corruption, severity
