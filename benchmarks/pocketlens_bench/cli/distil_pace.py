@@ -27,8 +27,8 @@ def distill(
 ) -> None:
     """How fast a distillation goes, beside the bare student and text tower, forward and backward.
 
-    From pictures per second follows how long a training takes on this machine: docs/train-your-own.md shows how. Needs
-    pocketlens\\[train].
+    From pictures per second follows how long a training takes on this machine: docs/train-your-own.md shows how. The
+    teacher's vectors of all pictures are made first: a few thousand pictures are enough. Needs pocketlens\\[train].
 
     Example: pocketlens-bench distill sample photos --student tiny --threads 4"""
     from pocketlens_wire.errors import PocketlensError
