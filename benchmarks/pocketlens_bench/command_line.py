@@ -8,6 +8,7 @@ from contextvars import ContextVar
 from pathlib import Path
 
 PUBLISHED = re.compile(r"(open_clip:[\w.-]+|hf:[\w.-]+)/[\w.-]+")
+FAMILY = re.compile(r"run:|hf:|open_clip:[\w./-]+@")  # before a teacher's folder or file
 _typed: ContextVar[tuple[str, ...] | None] = ContextVar("typed", default=None)
 
 
@@ -33,5 +34,7 @@ def _last_name(value: str) -> str:
         return value
     if (teacher := PUBLISHED.fullmatch(value)) is not None:
         return teacher[0]  # a name of the world's, no place of this machine
+    if (family := FAMILY.match(value)) is not None:
+        return family[0] + _last_name(value[family.end() :])
     name = re.split(r"[/\\]", value.rstrip("/\\"))[-1]
     return "DIR" if name in {"", "~", ".", "..", Path.home().name} else name

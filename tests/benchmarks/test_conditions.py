@@ -48,6 +48,10 @@ def test_a_card_names_no_folder_host_or_user():
         ("a/b.json", "b.json"),
         (str(Path.home()), "DIR"),
         ("~", "DIR"),
+        ("run:/data/alice/teacher", "run:teacher"),
+        ("hf:/data/alice/blip", "hf:blip"),
+        ("hf:Salesforce/blip-itm-base-coco", "hf:Salesforce/blip-itm-base-coco"),
+        ("open_clip:ViT-B-32/openai@/data/alice/w.bin", "open_clip:ViT-B-32/openai@w.bin"),
         ("/", "DIR"),
     ],
 )
