@@ -33,6 +33,11 @@ class Rows:
     def to(self, device: torch.device) -> Rows:
         return Rows(*(getattr(self, field.name).to(device) for field in fields(self)))
 
+    def taken(self, which: Sequence[int]) -> Rows:
+        """The rows `which`, in that order; one may be taken many times."""
+        rows = torch.tensor(which)
+        return Rows(*(getattr(self, field.name)[rows] for field in fields(self)))
+
 
 class RowMaker:
     """Texts to rows, of one tokenizer, layout and context."""
@@ -47,6 +52,9 @@ class RowMaker:
     def rows(self, texts: Sequence[str], *, tokens: int = 0) -> Rows:
         """Rows of `texts`; where a text first holds "{sentence}", `tokens` slots stand in its place; without tokens it
         is words. A text longer than the context loses its end, never its sentence."""
+        distinct = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+        if len(distinct) < len(texts):
+            return self.rows([*distinct], tokens=tokens).taken([distinct[text] for text in texts])
         layout = self._layout
         parts = [text.partition(SLOT) if tokens else (text, "", "") for text in texts]
         flat = [part for before, _, after in parts for part in (before, after)]

@@ -33,7 +33,8 @@ class KeptPixels:
         """uint8 (side, side, 3), a view not to be written to."""
         squares = self._squares
         if squares is None:
-            squares = self._squares = np.load(self._path, mmap_mode="r")
+            mapped = np.load(self._path, mmap_mode="r")
+            squares = self._squares = np.asarray(mapped)  # a memmap's own indexing costs more than a shift does
         return squares[self._rows[number]]
 
     def __getstate__(self) -> dict[str, object]:
