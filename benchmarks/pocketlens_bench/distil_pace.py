@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 from pocketlens_training.cost import multiply_adds, parameters
 from pocketlens_training.distil import Distiller, Plan, learn
-from pocketlens_training.loop import machine
+from pocketlens_training.loop import machine, precision_of
 from pocketlens_training.material import Material, Sources, gather
 from pocketlens_training.recipe import DistilRecipe
 from pocketlens_training.sets.pixels import VariedPictures, stacked
@@ -80,7 +80,7 @@ def measure(
     card = conditions(
         None, load=load, sizes={"batch": batch, "steps of a round": steps, "rounds": rounds},
         threads={"torch": torch.get_num_threads(), "processes that read": workers}, device=str(where.device),
-        precision=where.mixed_precision,
+        precision=precision_of(where),
     )  # fmt: skip
     card["versions"]["torch"] = torch.__version__
     return {

@@ -5,9 +5,13 @@ translation of its errors. Knows nothing of pictures and manifests. Called by en
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
+
+# ONNX Runtime reports its use to its maker unless it is told not to before it is loaded.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime  # pyright: ignore[reportMissingTypeStubs]  (it ships none)
 from numpy.typing import NDArray

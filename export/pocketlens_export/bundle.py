@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from numpy.typing import NDArray
+from pocketlens_cloud.runtime import version as runtime_version
 from pocketlens_training.checkpoint import Trained, load_run
 from pocketlens_training.cost import multiply_adds, parameters
 from pocketlens_training.loop import read_log
@@ -281,7 +281,7 @@ def made_with() -> dict[str, object]:
         "opset": OPSET,
         "versions": {
             "python": platform.python_version(), "torch": torch.__version__, "onnx": onnx.__version__,
-            "onnxruntime": onnxruntime.__version__, "numpy": np.__version__,
+            "onnxruntime": runtime_version(), "numpy": np.__version__,
         },
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
     }  # fmt: skip

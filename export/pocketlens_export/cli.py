@@ -51,6 +51,9 @@ def bundle(
         typer.echo(json.dumps(report))
         return
     _print(report, out)
+    typer.echo(f"It answers in zero-shot {'and tuned mode' if report['heads'] else 'mode: it has no heads'}")
+    if not report["heads"] and any(run.glob("heads*")):
+        typer.echo(f"The heads in {run} are not finished: run `pocketlens-train heads` again, then export anew")
 
 
 @app.command()

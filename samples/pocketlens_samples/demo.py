@@ -31,6 +31,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
+from pocketlens_samples.catalogue import Value
 from pocketlens_samples.demo_questions import SEED, Plan, plan
 from pocketlens_samples.demo_report import Outcome, counted, honesty, table, write_sheets
 from pocketlens_samples.queries import Picture, write_gallery
@@ -248,14 +249,12 @@ def ask(asked: Plan, folder: Folder, bundle: Path, address: str) -> list[Outcome
     return outcomes
 
 
-def commands(outcomes: Sequence[Outcome], folder: Folder, server: Server) -> list[str]:
-    """Three commands to copy, with which the reader asks a question of their own."""
-    asked = {o.question.anchor.kind: o for o in reversed(outcomes) if o.question.anchor}  # the first of each
-    photo, sketch = asked["photo"], asked["sketch"]
-    assert photo.question.anchor
+def commands(outcomes: Sequence[Outcome], gallery: Sequence[Picture], folder: Folder, server: Server) -> list[str]:
+    """Three commands to copy, with which the reader asks a question of their own. What the first asks for is there."""
+    sketch = next(o for o in outcomes if o.question.anchor and o.question.anchor.kind == "sketch")
+    photo, colour = recoloured(outcomes, gallery)
     assert photo.anchor_file
     assert sketch.anchor_file
-    colour = "blue" if photo.question.anchor.spec.colour == "red" else "red"
     search = [*command("pocketlens-edge"), "search"]
     to = ["--server", server.address] if server.keep else []
     show = ["--pictures", near(folder.pictures), "--sheet", "answer.png"]
@@ -269,6 +268,22 @@ def commands(outcomes: Sequence[Outcome], folder: Folder, server: Server) -> lis
     named = os.environ.get("POCKETLENS_BUNDLE")
     prefix = f"POCKETLENS_BUNDLE={shlex.quote(named)} " if named else ""
     return [prefix + shlex.join(call) for call in calls]
+
+
+def recoloured(outcomes: Sequence[Outcome], gallery: Sequence[Picture]) -> tuple[Outcome, Value]:
+    """A photo that was asked with, and a colour in which the gallery has the same thing, best against the same ground
+    and as large; without any, the first and red."""
+    photos = [o for o in outcomes if o.question.anchor and o.question.anchor.kind == "photo"]
+    for lenient in ((), ("background",), ("background", "size")):
+        for outcome in photos:
+            assert outcome.question.anchor
+            mine = outcome.question.anchor.spec.payload()
+            for picture in gallery:
+                other = picture.spec.payload()
+                differing = {name for name in mine if mine[name] != other[name]}
+                if "colour" in differing and differing <= {"colour", *lenient}:
+                    return outcome, other["colour"]
+    return photos[0], "red"
 
 
 # --- the command
@@ -342,7 +357,7 @@ def _run(console: Console, folder: Folder, *, pictures: int, seed: int, keep: bo
         6,
         "Ask a question of your own" + ("" if keep else " (serve in one terminal, ask in another)"),
     )
-    for line in commands(outcomes, folder, server):
+    for line in commands(outcomes, asked.gallery, folder, server):
         _say(console, line)
     if keep:
         console.print()

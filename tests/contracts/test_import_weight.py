@@ -2,8 +2,10 @@
 
 The import contracts (test_import_contracts.py) read the source; this sees what libraries drag in."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -45,3 +47,17 @@ def test_a_light_room_loads_nothing_heavy(room):
 def test_the_walk_would_see_a_heavy_library():
     _, loaded = loaded_with("pocketlens_training")
     assert "torch" in loaded
+
+
+def test_the_runtime_reports_to_nobody(tmp_path: Path) -> None:
+    """ONNX Runtime would keep a device id and a queue of events in the home folder and send them on."""
+    program = (
+        "from pocketlens_wire.bundle import default_bundle\n"
+        "from pocketlens_edge.encoder import Encoder\n"
+        "Encoder.load(default_bundle())\n"
+        "from pocketlens_cloud.compose import Composer\n"
+        "Composer.load(default_bundle())\n"
+    )
+    clean = {"HOME": str(tmp_path), "PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", program], env=clean, check=True, timeout=120)
+    assert not list(tmp_path.iterdir())

@@ -251,7 +251,7 @@ def test_too_few_pictures_are_refused(learn, tmp_path: Path, draw) -> None:
     folder.mkdir()
     for n in range(7):
         (folder / f"{n}.png").write_bytes(draw(n))
-    with pytest.raises(NoPictures, match=r"photos: 7 readable pictures; at least 8 are needed"):
+    with pytest.raises(NoPictures, match=r"photos: 7 different pictures can be read; at least 8 are needed"):
         learn(sources=Sources(images=folder))
 
 

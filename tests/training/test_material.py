@@ -93,7 +93,7 @@ def test_a_run_under_way_is_not_resumed_by_more_processes_or_in_other_precision(
     learn(Sources(images=photos))
     account = tmp_path / "run" / "run.json"
     raw = json.loads(account.read_text())
-    assert raw["loop"] == {"precision": "no", "processes": 1}
+    assert raw["loop"] == {"precision": "fp32", "processes": 1}
     assert {"python", "torch", "numpy", "accelerate", "threads", "device", "machine"} <= raw["made_with"].keys()
     account.write_text(json.dumps({**raw, "loop": {**raw["loop"], "processes": 8}}))
     learn(Sources(images=photos))  # it is finished: how no longer matters

@@ -58,8 +58,8 @@ def make(trained, little: Path, tmp_path: Path, cpu, quiet) -> Callable[..., dic
 @pytest.fixture
 def features(trained, little: Path, tmp_path: Path, cpu, quiet) -> TripletFeatures:
     return TripletFeatures.of(
-        trained.student, trained.teacher, little / "triplets.jsonl", tmp_path, SMALL, reader_of(trained.teacher, cpu),
-        cpu, quiet, 0,
+        trained.student, trained.teacher, little / "triplets.jsonl", "content", tmp_path, SMALL,
+        reader_of(trained.teacher, cpu), cpu, quiet, 0,
     )  # fmt: skip
 
 
@@ -112,7 +112,7 @@ def test_learning_without_triplets_is_refused(make, tmp_path: Path) -> None:
 def test_heads_of_another_recipe_are_not_overwritten(make, tmp_path: Path) -> None:
     make()
     before = (tmp_path / "heads.safetensors").read_bytes()
-    with pytest.raises(ValueError, match=r"heads of another recipe .*steps 20 there, 30 asked"):
+    with pytest.raises(ValueError, match=r"heads of another recipe, triplets or pictures .*steps 20 there, 30 asked"):
         make(steps=30)
     assert (tmp_path / "heads.safetensors").read_bytes() == before
     make()  # the same again is fine

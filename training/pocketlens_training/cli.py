@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import time
 from collections.abc import Iterable, Iterator
@@ -44,7 +45,7 @@ KeepGB = Annotated[
         help="Fitted pictures are kept on disk up to so many GB; else decoded each time.",
     ),
 ]
-Out = Annotated[Path, typer.Option("--out", "-o", help="Run folder; the same command resumes there.")]
+Out = Annotated[Path, typer.Option("--out", "-o", file_okay=False, help="Run folder; the same command resumes there.")]
 
 
 @app.command()
@@ -231,6 +232,10 @@ def distill(
 
         if sketch in ("drawn", "drawn-own") and sketches is None:
             raise ValueError(f"--sketch {sketch} needs the drawn ones: --sketches FILE; or take --sketch edges")
+        if sketches is not None and sketch in ("none", "edges"):
+            raise ValueError(f"--sketches {sketches} is not read with --sketch {sketch}; leave one of them out")
+        if told is not None and not composition_weight:
+            raise ValueError(f"--told {told} is not read with --composition-weight 0; leave one of them out")
         recipe = DistilRecipe(
             seed=seed, student=student, pretrained=not from_scratch, side=side, tokens=tokens, anchors=anchors,
             batch=batch, accumulate=accumulate, steps=steps, rate=rate, average=average, variation=variation, gcd=gcd,
@@ -419,7 +424,7 @@ def _school(folder: Path, device: str, precision: str, threads: int) -> Iterator
     import torch
     from pocketlens_wire.errors import PocketlensError
 
-    from pocketlens_training.loop import machine, progress_bar
+    from pocketlens_training.loop import machine, precision_of, progress_bar
 
     if threads:
         torch.set_num_threads(threads)
@@ -429,14 +434,18 @@ def _school(folder: Path, device: str, precision: str, threads: int) -> Iterator
         with progress_bar() as progress:
             progress.disable = not (where.is_main_process and progress.console.is_terminal)
             yield where, progress
-    except (ValueError, OSError, ArithmeticError, PocketlensError) as wrong:
+    except OSError as wrong:
+        full = wrong.errno == errno.ENOSPC
+        said = f"no room left on the disk of {folder}: make some, and the same command goes on" if full else str(wrong)
+        _refuse(said, because=wrong)
+    except (ValueError, ArithmeticError, PocketlensError) as wrong:
         _refuse(str(wrong), because=wrong)
     except torch.OutOfMemoryError as full:
         _refuse(f"{str(full).splitlines()[0]}: take a smaller --batch, picture or model", because=full)
     if where.is_main_process:
         minutes = round((time.monotonic() - started) / 60, 1)
         summary: dict[str, Any] = {
-            "run": str(folder), "device": str(where.device), "precision": where.mixed_precision,
+            "run": str(folder), "device": str(where.device), "precision": precision_of(where),
             "processes": where.num_processes, "torch": torch.__version__, "minutes": minutes,
         }  # fmt: skip
         typer.echo(json.dumps(summary))

@@ -83,6 +83,9 @@ def distil(
         recipe.student, teacher, tokens=recipe.tokens, side=recipe.side, pretrained=recipe.pretrained,
         anchors=recipe.anchors,
     )  # fmt: skip
+    if (words := student.learner.anchors) is not None and len(words) < recipe.anchors:
+        said = f"the teacher has {len(words):,} whole words, not {recipe.anchors:,}: tokens are mixtures of all of them"
+        progress.console.print(said, markup=False)
     material = gather(teacher, sources, recipe, where=where, progress=progress, workers=workers, cache=cache)
     with where.main_process_first():  # the others find its vectors kept
         probe = Probe(material, sources.questions, where=where, workers=workers, progress=progress)
@@ -267,14 +270,14 @@ class _Terms:
         if kind == "cosine":
             return losses.angle_loss(text, wanted) * 10.0
         others = _draw(rng, self.bank_rows, min(self.recipe.bank, len(self.bank_rows)))
-        bank = losses.without(self.unit[torch.from_numpy(others)].to(self.device), wanted)
-        if kind != "contrast" and not len(bank):
-            raise ValueError("gcd relational: the teacher's vectors of all pictures are the same, there is no bank")
+        whole = self.unit[torch.from_numpy(others)].to(self.device)
+        bank = losses.without(whole, wanted)
         loss = torch.zeros((), device=self.device)
         if kind in ("contrast", "both"):
             loss = loss + losses.contrast(text, wanted, self.scale, bank, losses.twins(wanted))
         if kind in ("relational", "both"):
-            loss = loss + losses.relational(text, wanted, bank, self.scale, teacher_scale=self.recipe.teacher_scale)
+            near = bank if len(bank) else whole  # in a small set all of the bank may be in the batch
+            loss = loss + losses.relational(text, wanted, near, self.scale, teacher_scale=self.recipe.teacher_scale)
         return loss
 
     def _lar(self, reading: Reading, text: Tensor, wanted: Tensor, micro: int) -> Tensor:

@@ -6,6 +6,7 @@ found again. Shared by all runs that name the same cache."""
 from __future__ import annotations
 
 import csv
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from pocketlens_training.sets.sources import NoPictures, Source
 from pocketlens_training.teachers.teacher import Teacher
 
 SHARD = 8192  # pictures
+FLUSH_EVERY_S = 120.0  # what a kill may cost
 
 
 @dataclass(frozen=True)
@@ -55,15 +57,17 @@ def teacher_vectors(
     tower = teacher.image.to(device).eval()
     found: list[tuple[int, bytes]] = []
     unreadable: list[tuple[str, str]] = []
-    for looked in look(source, teacher.picture, known=store.known, batch=batch, workers=workers):
-        new = [one for one in looked if one.pixels is not None]
-        if new:
-            store.add(new, tower(pixels_of(new).to(device))[0].float().cpu())
-        found += [(one.number, one.digest) for one in looked if one.problem is None]
-        unreadable += [(source.names[one.number], one.problem) for one in looked if one.problem is not None]
-        if on_done is not None:
-            on_done(len(looked))
-    store.flush()
+    try:
+        for looked in look(source, teacher.picture, known=store.known, batch=batch, workers=workers):
+            new = [one for one in looked if one.pixels is not None]
+            if new:
+                store.add(new, tower(pixels_of(new).to(device))[0].float().cpu())
+            found += [(one.number, one.digest) for one in looked if one.problem is None]
+            unreadable += [(source.names[one.number], one.problem) for one in looked if one.problem is not None]
+            if on_done is not None:
+                on_done(len(looked))
+    finally:  # interrupted, too: a large tower may have taken a second for each
+        store.flush()
     if not found:
         raise NoPictures(f"none of the {len(source)} pictures can be read; the first: {unreadable[0][1]}")
     numbers, digests = zip(*found, strict=True)
@@ -91,13 +95,14 @@ class _Store:
         self.known: dict[bytes, int] = {}
         self._parts: list[Tensor] = []
         self._new: list[tuple[bytes, Tensor]] = []
+        self._flushed = time.monotonic()
         for shard in sorted(folder.glob("*.safetensors")):
             self._read(shard)
 
     def _read(self, shard: Path) -> None:
         try:
             tensors = load_file(shard)
-        except (SafetensorError, OSError):
+        except SafetensorError:
             shard.unlink(missing_ok=True)  # it can be computed again
             return
         digests = tensors["digest"].numpy().tobytes()
@@ -109,11 +114,12 @@ class _Store:
     def add(self, looked: list[Looked], raw: Tensor) -> None:
         for one, vector in zip(looked, raw, strict=True):
             self._new.append((one.digest, vector))
-        if len(self._new) >= SHARD:
+        if len(self._new) >= SHARD or time.monotonic() - self._flushed > FLUSH_EVERY_S:
             self.flush()
 
     def flush(self) -> None:
         """Write what is new as a shard of its own; another process may add beside us."""
+        self._flushed = time.monotonic()
         if not self._new:
             return
         digests = np.frombuffer(b"".join(named for named, _ in self._new), np.uint8).reshape(-1, DIGEST_BYTES)

@@ -24,6 +24,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
+from numpy.typing import NDArray
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -38,6 +39,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 LOG_EVERY = 20  # steps
+SILENT_S = 30.0  # after so long a log that nobody watches gets a line
 UMASK = os.umask(0)
 os.umask(UMASK)  # it can be read by setting it alone
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
@@ -116,6 +118,11 @@ def machine(device: str = "auto", precision: str = "auto") -> Accelerator:
     )
 
 
+def precision_of(where: Accelerator) -> str:
+    """As `machine` was asked for it."""
+    return "fp32" if where.mixed_precision == "no" else where.mixed_precision
+
+
 def _has_bfloat16(*, gpu: bool) -> bool:
     if gpu:
         return torch.cuda.is_bf16_supported()
@@ -128,6 +135,16 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     if step < warm:
         return peak * (step + 1) / warm
     return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm))))
+
+
+def room_for(path: Path, kind: Any, shape: tuple[int, ...]) -> NDArray[Any]:
+    """A new .npy file as a writable map, its bytes reserved: a disk that fills up under a map kills the process without
+    a word. Raises OSError when there is no room."""
+    held = np.lib.format.open_memmap(path, "w+", kind, shape)
+    if hasattr(os, "posix_fallocate"):  # not on macOS
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return held
 
 
 def partial_of(path: Path) -> Path:
@@ -186,7 +203,7 @@ def train(
     if done.exists():
         module.load_state_dict(load_file(done))
         module.to(where.device).eval()
-        progress.console.print(f"{lesson}: already trained ({done.name})")
+        progress.console.print(f"{lesson}: already trained ({done.name})", markup=False)
         return
     _Run(lesson, module, loss_of, schedule, folder, where, progress, validate).go()
 
@@ -207,6 +224,7 @@ class _Run:
         self.prepared, self.optimiser = where.prepare(module, optimiser)
         self.trained = [p for p in module.parameters() if p.requires_grad]
         self.log = Log(folder, lesson, self.first) if where.is_main_process else None
+        self.said_at = time.monotonic()
         self.unchecked: list[Tensor] = []  # of each step, whether all was finite; looking waits for the GPU
 
     @property
@@ -281,9 +299,13 @@ class _Run:
         self.log.add(step + 1, {**figures, "steps_per_s": pace})
         note = " ".join(f"{name} {value:.3g}" for name, value in figures.items())
         self.progress.update(bar, completed=step + 1, note=note)
-        if slow and not self.progress.console.is_terminal:
+        if (slow or self._long_silent()) and not self.progress.console.is_terminal:
+            self.said_at = time.monotonic()
             text = f"{self.lesson}: step {step + 1}/{self.schedule.steps} {note} ({pace:.2f} steps/s)"
-            self.progress.console.print(text, soft_wrap=True)
+            self.progress.console.print(text, soft_wrap=True, markup=False)
+
+    def _long_silent(self) -> bool:
+        return time.monotonic() - self.said_at > SILENT_S
 
     def _kept(self) -> nn.Module:
         """The weights that will be kept."""
@@ -296,17 +318,28 @@ class _Run:
         state = {f"module.{name}": value for name, value in self.module.state_dict().items()}
         if self.averaged is not None:
             state |= {f"average.{name}": value for name, value in self.averaged.state_dict().items()}
-        state |= _optimiser_tensors(self.optimiser) | {"step": torch.tensor(step + 1)}
+        state |= _optimiser_tensors(self.optimiser) | {"step": torch.tensor(step + 1), "way": self._way()}
         if self.where.scaler is not None:
             held = self.where.scaler.state_dict()
             state |= {f"scaler.{name}": torch.tensor(value, dtype=torch.float64) for name, value in held.items()}
         save_atomically(state, self._saved)
+
+    def _way(self) -> Tensor:
+        """How the numbers come about: another precision or number of processes would not go on with the same curve."""
+        way = f"precision {precision_of(self.where)}, processes {self.where.num_processes}"
+        return torch.tensor(list(way.encode()), dtype=torch.uint8)
 
     def _resume(self, optimiser: torch.optim.Optimizer) -> int:
         if not self._saved.exists():
             return 0
         tensors = load_file(self._saved, device=str(self.where.device))
         step = int(tensors["step"])
+        was, now = (bytes(way.tolist()).decode() for way in (tensors.get("way", self._way()), self._way()))
+        if was != now:
+            raise ValueError(
+                f"{self._saved} was begun with {was}, not {now}; give the options it was begun with, or name another "
+                "folder"
+            )
         self.module.load_state_dict(under("module.", tensors))
         if self.averaged is not None:
             self.averaged.load_state_dict(under("average.", tensors))
@@ -315,7 +348,7 @@ class _Run:
             whole = ("growth_interval", "_growth_tracker")
             numbers = {name: float(value) for name, value in held.items()}
             self.where.scaler.load_state_dict({n: int(v) if n in whole else v for n, v in numbers.items()})
-        self.progress.console.print(f"{self.lesson}: resumed at step {step}")
+        self.progress.console.print(f"{self.lesson}: resumed at step {step}", markup=False)
         return step
 
     def _finish(self) -> None:

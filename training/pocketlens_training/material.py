@@ -114,11 +114,12 @@ def _gathered(
     seen = with_bar(progress, "vectors", len(photos), lambda tick: teacher_vectors(
         teacher, photos, cache / "features", device=where.device, workers=workers, on_done=tick,
     ))  # fmt: skip
-    if len(seen.numbers) < FEWEST:
-        raise NoPictures(f"{sources.images}: {len(seen.numbers)} readable pictures; at least {FEWEST} are needed")
+    different = len(np.unique(seen.digests, axis=0))
+    if different < FEWEST:
+        raise NoPictures(f"{sources.images}: {different} different pictures can be read; at least {FEWEST} are needed")
     if seen.unreadable:
         progress.console.print(
-            f"{len(seen.unreadable)} pictures cannot be read and are left out; {UNREADABLE} lists them"
+            f"{len(seen.unreadable)} pictures cannot be read and are left out; {UNREADABLE} lists them", markup=False
         )
     reader = reader_of(teacher, where)
     held, kept = split_by_content(seen.digests, recipe.held_out)
@@ -128,9 +129,8 @@ def _gathered(
         attributes=attributes,
     )  # fmt: skip
     if sources.told is not None and recipe.composition_weight:
-        material.told = ToldBank(
-            sources.told, material.unit, material.content, reader, teacher.text_id, cache / "told", progress
-        )
+        both = f"{teacher.id} {teacher.text_id}"
+        material.told = ToldBank(sources.told, material.unit, material.content, reader, both, cache / "told", progress)
     if sources.sketches is not None and recipe.sketches.startswith("drawn"):
         _add_sketches(material, sources.sketches, recipe, where=where, progress=progress, workers=workers)
     return material
@@ -174,7 +174,7 @@ def _add_sketches(
     if not pairs:
         raise BadLines(f"{file}: none of its {len(listed):,} sketches can be learned from: {lost}")
     if torn or strangers:
-        progress.console.print(f"{file}: of its {len(listed):,} sketches {lost}; they are left out")
+        progress.console.print(f"{file}: of its {len(listed):,} sketches {lost}; they are left out", markup=False)
     material.sketches, material.drawn = source, np.array(pairs)
     material.sketch_content = content.hexdigest()[:16]
     if recipe.sketches == "drawn-own":

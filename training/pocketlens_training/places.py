@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 from rich.progress import Progress
 
-from pocketlens_training.loop import CannotSave, partial_of
+from pocketlens_training.loop import CannotSave, partial_of, room_for
 from pocketlens_training.sets.feed import look, pixels_of
 from pocketlens_training.sets.sources import Source
 from pocketlens_training.teachers.teacher import Teacher
@@ -47,7 +47,7 @@ def _make(
             places = tower(pixels_of(looked).to(device))[1].half().cpu().numpy()
             if held is None:
                 shape = (len(numbers), *places.shape[1:])
-                held = np.lib.format.open_memmap(partial, "w+", np.float16, shape)
+                held = room_for(partial, np.float16, shape)
             held[[one.number for one in looked]] = places
             progress.advance(bar, len(looked))
         assert held is not None

@@ -119,8 +119,10 @@ class Questions:
         if seen.unreadable or torn:
             progress.console.print(
                 f"{file}: {len(seen.unreadable) + len(torn)} pictures cannot be read; {len(asked) - len(self.asked)} "
-                f"of {len(asked)} questions are left out of the log"
+                f"of {len(asked)} questions are left out of the log",
+                markup=False,
             )
+        progress.console.print(f"{len(self.asked)} questions, searched among {len(names)} pictures", markup=False)
         self.relevant = [rows_named(one.targets, row_of) for one in self.asked]
         self.excluded = [rows_named(one.exclude, row_of) for one in self.asked]
         self.references = Files(file.parent, [one.reference for one in self.asked])

@@ -19,6 +19,7 @@ PROMPTS = Prompts(
 Record = TypeVar("Record")
 GCD = ("contrast", "relational", "both", "cosine")
 LAR = ("none", "map", "match")
+LEAST_SIDE = 16  # below, a map has less than one place
 SKETCHES = ("none", "edges", "drawn", "drawn-own")
 
 
@@ -81,6 +82,14 @@ class DistilRecipe:
             raise ValueError(f"gcd {self.gcd} compares with a bank: bank must be at least 2, came {self.bank}")
         if not 0 <= self.sketch_share < 1:
             raise ValueError(f"sketch_share must be 0 to 1, came {self.sketch_share}")
+        photos = self.batch - (0 if self.sketches == "none" else round(self.batch * self.sketch_share))
+        if photos < 2:
+            raise ValueError(
+                f"sketch_share {self.sketch_share} leaves {photos} photos in a batch of {self.batch}; at least 2 are "
+                "needed: a larger batch or a smaller share"
+            )
+        if 0 < self.side < LEAST_SIDE:
+            raise ValueError(f"side must be at least {LEAST_SIDE} pixels, or 0 for the student's own, came {self.side}")
         if self.lar == "map" and self.variation.startswith("crop"):
             raise ValueError(
                 "lar map needs what the teacher saw: its places lie elsewhere in a crop; use shift or none"

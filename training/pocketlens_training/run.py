@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from pocketlens_training.loop import precision_of
 from pocketlens_training.material import Material, Sources
 from pocketlens_training.recipe import DistilRecipe, differing
 from pocketlens_training.sets.lines import digest_of
@@ -33,10 +34,11 @@ def account(
         "format": 1,
         "teacher": portable(teacher_name, folder),
         "teacher_id": teacher.id,
+        "teacher_text_id": teacher.text_id,
         "sources": sources.relative_to(folder),
         "cache": os.path.relpath(cache.absolute(), folder.absolute()),
         "recipe": recipe.as_json(),
-        "loop": {"precision": where.mixed_precision, "processes": where.num_processes},
+        "loop": {"precision": precision_of(where), "processes": where.num_processes},
         "made_with": {
             "python": platform.python_version(), **versions(), "device": str(where.device),
             "threads": torch.get_num_threads(),
@@ -77,12 +79,13 @@ def refuse_another(folder: Path, asked: dict[str, Any]) -> None:
     if not (folder / RUN).exists():
         return
     was = read_run(folder)
-    keys = {"teacher_id": "teacher", "recipe": "recipe", "sources": "set of sources", "content": "content of its files"}
+    teachers = {"teacher_id": "teacher", "teacher_text_id": "text tower of the teacher"}
+    keys = teachers | {"recipe": "recipe", "sources": "set of sources", "content": "content of its files"}
     if not (folder / f"{LESSON}.safetensors").exists():
         keys["loop"] = "number of processes or precision"
     for key, name in keys.items():
         if key in asked and key in was and was[key] != asked[key]:
-            said = f"{was['teacher']} there" if key == "teacher_id" else differing(was[key], asked[key])
+            said = f"{was['teacher']} there" if key in teachers else differing(was[key], asked[key])
             raise ValueError(
                 f"{folder} was begun with a different {name} ({said}); give the options it was begun with, or name "
                 "another folder"
@@ -100,11 +103,15 @@ def teacher_of(folder: Path) -> Teacher:
     run = read_run(folder)
     before, local = _local_part(run["teacher"], folder)
     teacher = load_teacher(run["teacher"] if local is None else f"{before}{local}")
-    if teacher.id != run["teacher_id"]:
-        raise ValueError(
-            f"{folder}: was distilled from teacher {run['teacher_id']}, but {run['teacher']} is {teacher.id} now; put "
-            "the right teacher back, or distil again"
-        )
+    for half, was, now in (
+        ("image tower", run["teacher_id"], teacher.id),
+        ("text tower", run.get("teacher_text_id", teacher.text_id), teacher.text_id),
+    ):
+        if was != now:
+            raise ValueError(
+                f"{folder}: was distilled from the {half} {was}, but that of {run['teacher']} is {now} now; put the "
+                "right teacher back, or distil again"
+            )
     return teacher
 
 

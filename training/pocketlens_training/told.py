@@ -29,13 +29,14 @@ class ToldBank:
     """The captions of a file, and of each picture the nearest."""
 
     def __init__(
-        self, file: Path, images: Tensor, content: str, reader: Reader, text_id: str, cache: Path, progress: Progress
+        self, file: Path, images: Tensor, content: str, reader: Reader, teacher: str, cache: Path, progress: Progress
     ) -> None:
-        """images: unit teacher vectors (rows, dim) on the CPU, named by `content`. text_id: names the text tower."""
+        """images: unit teacher vectors (rows, dim) on the CPU, named by `content`. teacher: names both its
+        towers."""
         self.told = _fitting(read_told(file), file, reader, progress)
         self._with_edits = any(one.edits for one in self.told)
         key = hashlib.sha256(file.read_bytes())
-        key.update(str((content, len(self.told), text_id)).encode())
+        key.update(str((content, len(self.told), teacher)).encode())
         path = cache / f"nearest-{key.hexdigest()[:16]}.safetensors"
         if path.exists():
             self.nearest = load_file(path)["nearest"]
@@ -84,9 +85,10 @@ def _fitting(told: list[Told], file: Path, reader: Reader, progress: Progress) -
     lengths = [n for i in range(0, len(told), CHUNK) for n in reader.maker.lengths(longest[i : i + CHUNK])]
     fitting = [one for one, length in zip(told, lengths, strict=True) if length <= reader.maker.context]
     if long := len(told) - len(fitting):
-        progress.console.print(f"{file}: {long:,} captions are left out: with their edits they are too long for a row")
+        said = f"{file}: {long:,} captions are left out: with their edits they are too long for a row"
+        progress.console.print(said, markup=False)
     if len(fitting) > MOST:
-        progress.console.print(f"{file}: the first {MOST:,} of {len(fitting):,} captions are used")
+        progress.console.print(f"{file}: the first {MOST:,} of {len(fitting):,} captions are used", markup=False)
     if not fitting:
         raise BadLines(f"{file}: no caption is short enough for a row of {reader.maker.context} ids with its edit")
     return fitting[:MOST]

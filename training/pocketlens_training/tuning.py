@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from pocketlens_wire.errors import BadPicture
 from pocketlens_wire.spaces import digest_arrays
 from rich.progress import Progress
 from safetensors.torch import load_file
@@ -25,7 +26,7 @@ from pocketlens_training.loop import Schedule, save_atomically, train, write_jso
 from pocketlens_training.losses import contrast, hit_rate, twins
 from pocketlens_training.reading import Reader
 from pocketlens_training.recipe import differing
-from pocketlens_training.sets.feed import look, pixels_of
+from pocketlens_training.sets.feed import digest, look, pixels_of
 from pocketlens_training.sets.lines import BadLines, Triplet, digest_of, read_triplets
 from pocketlens_training.sets.pixels import square
 from pocketlens_training.sets.sources import Files
@@ -86,6 +87,7 @@ def tune(
         "recipe": asdict(recipe),
         "triplets": None if triplets is None else triplets.name,
         "triplets_sha256": None if triplets is None else digest_of(triplets),
+        "pictures": None if triplets is None else content_of_triplets(triplets),
     }
     _claim(folder, made)
     control = replace(recipe, target="original")
@@ -101,7 +103,9 @@ def tune(
             write_json(folder / BEGUN, made)
             save_atomically(heads.state_dict(), folder / f"{lesson}.safetensors")
     else:
-        features = TripletFeatures.of(student, teacher, triplets, folder, recipe, reader, where, progress, workers)
+        features = TripletFeatures.of(
+            student, teacher, triplets, made["pictures"], folder, recipe, reader, where, progress, workers
+        )
         for lesson, one in ((HEADS, recipe), (CONTROL, control)):
             torch.manual_seed(recipe.seed)
             heads = make_heads(one, features.empty_raw)
@@ -117,7 +121,8 @@ def _claim(folder: Path, made: dict[str, Any]) -> None:
     if begun.is_file() and json.loads(begun.read_text()) != made:
         was = json.loads(begun.read_text())["recipe"]
         raise ValueError(
-            f"{folder} holds heads of another recipe or triplets ({differing(was, made['recipe']) or 'triplets'}); "
+            f"{folder} holds heads of another recipe, triplets or pictures "
+            f"({differing(was, made['recipe']) or 'what the files hold'}); "
             f"remove {HEADS}* to make them anew"
         )
 
@@ -195,13 +200,13 @@ class TripletFeatures:
 
     @classmethod
     def of(
-        cls, student: Student, teacher: Teacher, triplets: Path, folder: Path, recipe: HeadRecipe, reader: Reader,
-        where: Accelerator, progress: Progress, workers: int,
+        cls, student: Student, teacher: Teacher, triplets: Path, content: str, folder: Path, recipe: HeadRecipe,
+        reader: Reader, where: Accelerator, progress: Progress, workers: int,
     ) -> TripletFeatures:  # fmt: skip
-        """Computed once, then read from disk."""
+        """Computed once, then read from disk. content: what names the pictures by what they hold."""
         states = needs_states(recipe.composition)
         weights = digest_arrays({name: tensor.cpu().numpy() for name, tensor in student.state_dict().items()})
-        made_of = f"2 {digest_of(triplets)} {weights} {teacher.id} {teacher.text_id}"  # 2: of this file's layout
+        made_of = f"2 {digest_of(triplets)} {content} {weights} {teacher.id} {teacher.text_id}"  # 2: this file's layout
         key = hashlib.sha256(made_of.encode()).hexdigest()[:12]
         path = folder / f"triplets-{key}{'-states' if states else ''}.safetensors"
         with where.main_process_first():
@@ -235,14 +240,31 @@ class TripletFeatures:
         return batch, wanted
 
 
+def _pictures(file: Path, listed: list[Triplet]) -> Files:
+    """Each picture of the triplets once."""
+    names = dict.fromkeys(name for one in listed for name in (one.reference, *one.targets))
+    return Files(file.parent, list(names))
+
+
+def content_of_triplets(triplets: Path) -> str:
+    """What names the pictures of a file of triplets by what they hold, unreadable ones too: 16 hex digits."""
+    source, held = _pictures(triplets, read_triplets(triplets)), hashlib.sha256()
+    for number in range(len(source)):
+        try:
+            held.update(digest(source.read(number)))
+        except BadPicture:
+            held.update(b"unreadable")
+    return held.hexdigest()[:16]
+
+
 @torch.no_grad()
 def _encode(
     student: Student, teacher: Teacher, file: Path, reader: Reader, where: Accelerator, progress: Progress,
     workers: int, *, states: bool,
 ) -> tuple[dict[str, Tensor], list[tuple[str, str]]]:  # fmt: skip
     listed = read_triplets(file)
-    names = list(dict.fromkeys(name for one in listed for name in (one.reference, *one.targets)))
-    source, spec = Files(file.parent, names), student_picture(student, teacher)
+    source, spec = _pictures(file, listed), student_picture(student, teacher)
+    names = source.names
     bar = progress.add_task("triplets", total=len(names), note="")
     raw: dict[str, Tensor] = {}
     sentences: dict[str, Tensor] = {}
@@ -273,7 +295,8 @@ def _encode(
         first = f"; the first that cannot: {bad[0][1]}" if bad else ""
         raise BadLines(f"{file}: {len(rows)} triplets whose pictures can be read; at least {FEWEST} are needed{first}")
     if lost := sum(len(one.targets) for one in listed) - len(rows):
-        progress.console.print(f"{file}: {lost:,} triplets are left out: {UNREADABLE} lists their unreadable pictures")
+        said = f"{file}: {lost:,} triplets are left out: {UNREADABLE} lists their unreadable pictures"
+        progress.console.print(said, markup=False)
     parts = [
         _features_of(rows[i : i + CHUNK], sentences, reader, where, states=states) for i in range(0, len(rows), CHUNK)
     ]

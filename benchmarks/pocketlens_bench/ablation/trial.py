@@ -27,6 +27,7 @@ from pocketlens_training.teachers.teacher import Teacher
 from pocketlens_training.tuning import (
     HeadRecipe,
     TripletFeatures,
+    content_of_triplets,
     make_heads,
     needs_states,
     query_features,
@@ -141,8 +142,9 @@ class _Trial:
         triplets = self.trials.run / "set" / "triplets.jsonl"
         shared = folder_of(self.trials, CELLS[0], self.seed)
         features = TripletFeatures.of(
-            student, self.teacher, triplets, shared, recipe, self.reader, self.where, self.progress, 0
-        )
+            student, self.teacher, triplets, content_of_triplets(triplets), shared, recipe, self.reader, self.where,
+            self.progress, 0,
+        )  # fmt: skip
         torch.manual_seed(self.seed)
         heads = make_heads(recipe, features.empty_raw)
         learn_heads(heads, features, self.teacher, recipe, "heads", self.folder, self.where, self.progress)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ class Feed:
         self, pictures: Dataset, plan: Callable[[int], Sequence[Ask]], *, device: torch.device, workers: int
     ) -> None:
         self._pictures, self._plan, self._device, self._workers = pictures, plan, device, workers
-        self._batches: Iterator[Tensor] = iter(())
+        self._batches: Iterator[Tensor | BadPicture] = iter(())
         self._next = -1
 
     def at(self, micro: int) -> Tensor:
@@ -36,9 +36,12 @@ class Feed:
         if micro != self._next:
             self._batches, self._next = self._from(micro), micro
         self._next += 1
-        return next(self._batches).to(self._device, non_blocking=True)
+        batch = next(self._batches)
+        if isinstance(batch, BadPicture):
+            raise batch
+        return batch.to(self._device, non_blocking=True)
 
-    def _from(self, micro: int) -> Iterator[Tensor]:
+    def _from(self, micro: int) -> Iterator[Tensor | BadPicture]:
         def plans() -> Iterator[Sequence[Ask]]:
             number = micro
             while True:
@@ -47,10 +50,28 @@ class Feed:
 
         return iter(
             DataLoader(
-                self._pictures, batch_sampler=plans(), num_workers=self._workers, collate_fn=stacked,  # pyright: ignore
+                _Careful(self._pictures), batch_sampler=plans(), num_workers=self._workers, collate_fn=_joined,  # pyright: ignore
                 pin_memory=self._device.type == "cuda", generator=torch.Generator(),  # not the lesson's randomness
             )
         )  # fmt: skip
+
+
+class _Careful(Dataset):
+    """Gives an unreadable picture's error back: raised in a worker process it would be that one's traceback."""
+
+    def __init__(self, pictures: Dataset) -> None:
+        self._pictures = pictures
+
+    def __getitem__(self, ask: Ask) -> Pixels | BadPicture:
+        try:
+            return self._pictures[ask]
+        except BadPicture as bad:
+            return bad
+
+
+def _joined(pixels: Sequence[Pixels | BadPicture]) -> Tensor | BadPicture:
+    bad = next((each for each in pixels if isinstance(each, BadPicture)), None)
+    return stacked(cast("Sequence[Pixels]", pixels)) if bad is None else bad
 
 
 class Looked(NamedTuple):

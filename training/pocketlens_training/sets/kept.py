@@ -14,7 +14,7 @@ from pocketlens_wire.errors import BadPicture
 from pocketlens_wire.pictures import PictureSpec
 from rich.progress import Progress
 
-from pocketlens_training.loop import CannotSave, partial_of
+from pocketlens_training.loop import CannotSave, partial_of, room_for
 from pocketlens_training.sets.feed import look
 from pocketlens_training.sets.pixels import Pixels
 from pocketlens_training.sets.sources import Source
@@ -66,7 +66,7 @@ def _make(
     partial = partial_of(path)
     bar = progress.add_task("pixels", total=len(source), note="")
     try:
-        held = np.lib.format.open_memmap(partial, "w+", np.uint8, (count, spec.side, spec.side, 3))
+        held = room_for(partial, np.uint8, (count, spec.side, spec.side, 3))
         for looked in look(source, spec, workers=workers):
             for one in looked:
                 if rows[one.number] < 0:
@@ -75,7 +75,7 @@ def _make(
                     raise BadPicture(f"{one.problem} It could be read a moment ago: run again.")
                 held[rows[one.number]] = one.pixels
             progress.advance(bar, len(looked))
-        held.flush()
+        held.flush()  # type: ignore[attr-defined]
         partial.replace(path)
     except OSError as error:
         raise CannotSave(f"{path} could not be written ({error}); make room, or --keep-gb 0 to decode anew") from error

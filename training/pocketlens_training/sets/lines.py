@@ -71,6 +71,10 @@ def read_pairs(path: Path) -> tuple[list[Captioned], list[Edited]]:
                 Edited(_text(where, line, "image"), _text(where, line, "caption"), _text(where, line, "edit"))
             )
             continue
+        if "caption" in line:
+            raise BadLines(
+                f"{where}: key 'caption' goes with an 'edit'; captions of the picture are a list, 'captions'"
+            )
         _known(where, line, {"image", "captions", "group", "attributes"})
         captions = _texts(where, line, "captions")
         group = None if line.get("group") is None else str(line["group"])
@@ -135,7 +139,7 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                     continue
                 try:
                     line = json.loads(text)
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     raise BadLines(f"{where}: not JSON ({error})") from error
                 if not isinstance(line, dict):
                     raise BadLines(f"{where}: a JSON object is expected, came {text.strip()[:60]}")
@@ -155,7 +159,7 @@ def _text(where: str, line: dict[str, Any], key: str) -> str:
     value = line.get(key)
     if not isinstance(value, str) or not value.strip():
         raise BadLines(f"{where}: key {key!r} must be a text, came {json.dumps(value)[:60]}")
-    return value
+    return _whole(where, key, value)
 
 
 def _texts(where: str, line: dict[str, Any], key: str) -> tuple[str, ...]:
@@ -164,4 +168,13 @@ def _texts(where: str, line: dict[str, Any], key: str) -> tuple[str, ...]:
         raise BadLines(f"{where}: key {key!r} must be a list of texts, came {json.dumps(value)[:60]}")
     if wrong := [each for each in value if not isinstance(each, str) or not each.strip()]:
         raise BadLines(f"{where}: key {key!r} must be a list of texts, holds {json.dumps(wrong[0])[:60]}")
-    return tuple(value)
+    return tuple(_whole(where, key, each) for each in value)
+
+
+def _whole(where: str, key: str, text: str) -> str:
+    """The same text. Raises BadLines for half a character, which JSON can spell and no file or model can take."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BadLines(f"{where}: key {key!r} holds half a character, {json.dumps(text)[:60]}") from error
+    return text

@@ -4,7 +4,9 @@ Knows nothing of pixels (pixels.py) nor of texts (lines.py). A name may lead thr
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import tarfile
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -47,7 +49,7 @@ class Files(Source):
         shard, member = _into_shard(name)
         try:
             if shard is None or (self.root / shard).is_dir():
-                return (self.root / name).read_bytes()
+                return _regular(self.root / name).read_bytes()
             start, length = self._members(shard)[member]
             with (self.root / shard).open("rb") as file:
                 file.seek(start)
@@ -58,6 +60,8 @@ class Files(Source):
             raise BadPicture(f"{broken}.") from broken
         except OSError as error:
             raise BadPicture(f"{self.root / name}: cannot be read ({error.strerror or error}).") from error
+        except ValueError as error:  # a NUL or half a character in the name
+            raise BadPicture(f"{str(self.root / name)!r}: is no name of a file ({error}).") from error
 
     def _members(self, shard: str) -> dict[str, tuple[int, int]]:
         if shard not in self._shards:
@@ -94,8 +98,8 @@ class HuggingFaceSet(Source):
         if held["bytes"] is not None:
             return held["bytes"]
         try:
-            return Path(held["path"]).read_bytes()
-        except (OSError, TypeError) as error:
+            return _regular(Path(held["path"])).read_bytes()
+        except (OSError, TypeError, ValueError) as error:
             raise BadPicture(f"{self._folder}: {self.names[number]} cannot be read ({error}).") from error
 
 
@@ -118,8 +122,9 @@ def _of_folder(place: Path) -> Source:
     if (place / "dataset_info.json").is_file() or (place / "dataset_dict.json").is_file():
         return HuggingFaceSet(place)
     found, shards = [], []
-    for folder, below, files in os.walk(place, followlinks=False):
-        below[:] = sorted(name for name in below if not name.startswith("."))
+    visited = {os.path.realpath(place)}
+    for folder, below, files in os.walk(place, followlinks=True):
+        below[:] = [n for n in sorted(below) if not n.startswith(".") and _is_new(folder, n, visited)]
         for file in sorted(files):
             path = Path(folder) / file
             if _hidden(path):
@@ -132,6 +137,23 @@ def _of_folder(place: Path) -> Source:
     if not found:
         raise NoPictures(f"{place}: no pictures in it ({', '.join(sorted(ENDINGS))}), nor shards ({SHARD}) of pictures")
     return Files(place, found)
+
+
+def _is_new(folder: str, name: str, visited: set[str]) -> bool:
+    """Whether a folder was not visited yet: links may lead in circles, or twice to the same place."""
+    real = os.path.realpath(os.path.join(folder, name))
+    if real in visited:
+        return False
+    visited.add(real)
+    return True
+
+
+def _regular(path: Path) -> Path:
+    """The same path. Raises OSError for what is no regular file: to read a pipe is to wait for ever."""
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device")
+    return path
 
 
 def _of_list(place: Path) -> Source:
@@ -162,11 +184,30 @@ def members(shard: Path) -> dict[str, tuple[int, int]]:
     """Where each file of an uncompressed tar lies: name -> (first byte, length). Raises NoPictures."""
     try:
         with tarfile.open(shard, "r:") as tar:
-            return {member.name: (member.offset_data, member.size) for member in tar if member.isreg()}
+            found = {member.name: (member.offset_data, member.size) for member in tar if member.isreg()}
+            end = tar.offset
+        _check_end(shard, end, len(found))
+        return found
     except FileNotFoundError as missing:
         raise NoPictures(f"{shard}: no such file") from missing
     except (tarfile.TarError, OSError, EOFError) as error:
         raise NoPictures(f"{shard}: not an uncompressed tar, or broken ({error}); make it again") from error
+
+
+def _check_end(shard: Path, end: int, count: int) -> None:
+    """Raises NoPictures unless nothing but the mark of a tar's end follows the last member: the library stops without a
+    word where a shard was cut, damaged, or another was appended."""
+    with shard.open("rb") as file:
+        file.seek(end)
+        rest = file.read(tarfile.BLOCKSIZE)
+        whole = len(rest) == tarfile.BLOCKSIZE and not any(rest)
+        while whole and (more := file.read(2**20)):
+            whole = not any(more)
+    if not whole:
+        raise NoPictures(
+            f"{shard}: not whole: after {count} files, at byte {end:,}, neither another file nor the tar's end. It was "
+            "cut short, damaged, or joined with another; make it again"
+        )
 
 
 def _into_shard(name: str) -> tuple[str | None, str]:

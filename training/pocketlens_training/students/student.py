@@ -61,7 +61,7 @@ def median_norm(teacher: Teacher) -> float:
 
 
 def words_of(teacher: Teacher, limit: int) -> Tensor:
-    """Embeddings (n, width) of the `limit` most frequent whole words."""
+    """Embeddings (n, width) of the most frequent whole words, at most `limit`."""
     ids = Vocabulary(teacher).whole_words()[:limit]
     return teacher.text.words.weight.detach()[torch.tensor(ids)].float().clone()
 

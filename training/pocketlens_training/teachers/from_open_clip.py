@@ -227,7 +227,8 @@ def _weights(name: str, file: Path, whole: nn.Module) -> dict[str, Tensor]:
             "hold more than tensors are not unpickled: save the state dict as safetensors"
         ) from error
     held: Any = tensors.get("state_dict", tensors) if isinstance(tensors, dict) else None
-    if not isinstance(held, dict) or not all(isinstance(value, Tensor) for value in held.values()):
+    named = isinstance(held, dict) and all(isinstance(key, str) for key in held)
+    if not named or not all(isinstance(value, Tensor) for value in held.values()):
         raise CannotTeach(f"{name}: {file} holds no state dict: names with tensors were expected")
     tensors = {key.removeprefix("module."): value for key, value in held.items()}
     wanted = whole.state_dict()

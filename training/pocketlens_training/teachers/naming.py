@@ -44,7 +44,7 @@ def load_teacher(name: str) -> Teacher:
     if family not in NEEDED or not rest:
         near = get_close_matches(name, ["sample", *(f"{kind}:" for kind in NEEDED)], 1)
         forms = "; ".join(f"{form} ({says})" for form, says in FORMS)
-        said = f"Did you mean {near[0]}?" if near else f"The forms are {forms}"
+        said = f"Did you mean {near[0]}?" if near and near[0] != name else f"The forms are {forms}"
         raise CannotTeach(f"{name}: no teacher has this name. {said}")
     _need(name, NEEDED[family])
     if family == "run":

@@ -43,6 +43,8 @@ from pocketlens_training.teachers.vocabulary import LAYOUT, build_vocabulary, co
 MOST_HELD_OUT = 5000
 FEWEST = 50  # pictures from which nothing can be learned
 SHUFFLED = 2**18  # rows
+LOOKED_AT = 10_000  # pictures whose captions are looked through for unknown words
+MANY_UNKNOWN = 0.1
 UNREADABLE, BEGUN, LOOKED = "unreadable.csv", "begun.json", "looked.safetensors"
 
 
@@ -92,6 +94,8 @@ class _Teaching:
             )
         self.kept, self.tried = split(self.plain, recipe.held_out)
         trained_on = {one.image for one in self.kept}
+        copied = {self.seen[self.numbers[name]] for name in trained_on}
+        self.tried = [one for one in self.tried if self.seen[self.numbers[one.image]] not in copied]
         self.edited = [one for one in self.edited if one.image in trained_on]
         self.tokenizer = word_tokenizer(self._words())
         self._begin()
@@ -99,14 +103,36 @@ class _Teaching:
         self.towers = build_towers(recipe, self.tokenizer.get_vocab_size())
         self.maker = RowMaker(self.tokenizer, LAYOUT, recipe.context)
         self._leave_out_long_edits()
+        self._say_what_is_not_read(pairs)
 
     def _leave_out_long_edits(self) -> None:
         """A caption that leaves no room for its edit would teach that edits say nothing."""
         lengths = self.maker.lengths([edited_text(one) for one in self.edited])
         long = sum(length > self.recipe.context for length in lengths)
         if long:
-            self.progress.console.print(f"{long} edits are left out: with their caption they are too long for a row")
+            said = f"{long} edits are left out: with their caption they are too long for a row"
+            self.progress.console.print(said, markup=False)
         self.edited = [one for one, n in zip(self.edited, lengths, strict=True) if n <= self.recipe.context]
+
+    def _say_what_is_not_read(self, pairs: Path) -> None:
+        """Words that the vocabulary lacks and captions that are cut. Raises BadLines when no word is known."""
+        looked = [caption for one in self.kept[:LOOKED_AT] for caption in one.captions]
+        rows = self.maker.rows(looked)
+        words = [row[len(LAYOUT.begin) : end] for row, end in zip(rows.token_ids, rows.end, strict=True)]
+        total = sum(map(len, words))
+        unknown = sum(int((row == LAYOUT.unknown).sum()) for row in words) / max(1, total)
+        if unknown == 1:
+            raise BadLines(
+                f"{pairs}: no word of its captions comes often enough for the vocabulary. Words are what stands "
+                "between spaces: put some between them, where a script has none, or give more captions"
+            )
+        if unknown > MANY_UNKNOWN:
+            said = f"{unknown:.0%} of the captions' words are too rare for the vocabulary and all read alike"
+            self.progress.console.print(said, markup=False)
+        cut = sum(length > self.recipe.context for length in self.maker.lengths(looked))
+        if cut:
+            said = f"{cut / len(looked):.0%} of the captions are longer than a row of {self.recipe.context} and are cut"
+            self.progress.console.print(said, markup=False)
 
     def _begin(self) -> None:
         """Write recipe and words; only now: what cannot be learned from has begun nothing."""
@@ -124,7 +150,7 @@ class _Teaching:
         if self.bad:
             list_unreadable(self.folder / UNREADABLE, self.bad)
             said = f"{len(self.bad)} pictures cannot be read; {self.folder / UNREADABLE} lists them"
-            self.progress.console.print(said)
+            self.progress.console.print(said, markup=False)
 
     def go(self) -> dict[str, Any]:
         self._learn_pairs()

@@ -114,9 +114,10 @@ class Teacher:
 
     @cached_property
     def text_id(self) -> str:
-        """What names its text tower: 16 hex digits over its weights and its signature."""
+        """What names what it reads: 16 hex digits over the text tower's weights, signature, tokenizer and layout."""
         weights = digest_arrays({name: tensor.cpu().numpy() for name, tensor in self.text.state_dict().items()})
-        return sha256(f"{weights} {self.signature}".encode()).hexdigest()[:16]
+        reads = f"{weights} {self.signature} {asdict(self.layout)} {asdict(self.prompts)} {self.tokenizer.to_str()}"
+        return sha256(reads.encode()).hexdigest()[:16]
 
     def card(self) -> dict[str, object]:
         """What people want to know of it, JSON-ready."""

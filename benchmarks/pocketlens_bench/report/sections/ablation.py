@@ -117,8 +117,8 @@ class Ablation(Section):
                 lambda canvas, rows=rows, base=base: draw(canvas, rows, base),
             )
             yield (
-                f"Hollow: controls. The axes begin where the cells do: what lies more than {NEAR:g} points from the "
-                "base stands at the edge, with its number."
+                "Hollow: controls. The axes begin where the cells near the base do: what lies beyond stands at the "
+                "edge, with its number, and an interval that goes beyond has no end mark."
             )
             for group, some in groupby(rows, key=lambda row: row.group):
                 if group != BASE:
@@ -208,8 +208,8 @@ def _numbers(row: Row) -> str:
 
 
 def lost_in(each: Node) -> Iterator[str]:
-    """Other choices beyond the base; what stands level with the student without being it; targets under their
-    controls."""
+    """Other choices beyond the base; what stands level with the student without being it; targets that do not raise
+    their controls. Each line says by which of these rules it is here."""
     rows = rows_of(each)
     base_of(each, rows)
     for row in rows:
@@ -222,9 +222,11 @@ def lost_in(each: Node) -> Iterator[str]:
         elif row.group == TARGETS:
             if said := over.where(COMPOSED, _below):
                 yield f"`{row.name}` is below the base, which has no heads: {said}"
-            if control and row.control != BASE and (said := control.where(COMPOSED, _below)):
+            if control and row.control != BASE and (said := control.where(COMPOSED, _behind)):
                 yield f"`{row.name}` is below its control `{row.control}`: {said}"
-        elif over.known and (said := over.where((*COMPOSED, *SKETCHES), _beyond)):
+            if control and row.control != BASE and (said := control.where(COMPOSED, _tied)):
+                yield f"`{row.name}` cannot be told from its control `{row.control}`, of which it is no better: {said}"
+        elif over.known and (said := over.where((*COMPOSED, *SKETCHES, *CHOSEN_ON), _beyond)):
             yield f"`{row.group}: {row.name}` beats the base beyond its interval: {said}"
 
 
@@ -234,6 +236,14 @@ def _level(difference: Measured) -> bool:
 
 def _below(difference: Measured) -> bool:
     return difference.value < -EVEN
+
+
+def _behind(difference: Measured) -> bool:
+    return difference.high < -EVEN
+
+
+def _tied(difference: Measured) -> bool:
+    return _below(difference) and not _behind(difference)
 
 
 def _beyond(difference: Measured) -> bool:
@@ -293,7 +303,9 @@ def _dot(canvas: Canvas, axes: Any, place: int, row: Row, key: str) -> None:
         )  # fmt: skip
         return
     ends = max(figure.low, left), min(figure.high, right, 100)
-    axes.plot(ends, [place, place], "-|", color=colour, linewidth=1.4, markersize=6, markeredgewidth=1.4)
+    axes.plot(ends, [place, place], "-", color=colour, linewidth=1.4)
+    marked = [end for end, whole in zip(ends, (figure.low, figure.high), strict=True) if end == min(whole, 100)]
+    axes.plot(marked, [place] * len(marked), "|", color=colour, markersize=6, markeredgewidth=1.4)
     hollow = row.group == TARGETS and not row.control
     axes.plot(figure.value, place, "o", color=colour, markersize=4.5, markerfacecolor=theme.page if hollow else colour)
     if ends[1] <= right - 0.8 * inner:
