@@ -15,8 +15,6 @@ from pocketlens_export import parity
 from pocketlens_export.bundle import export_bundle
 from pocketlens_export.cli import app
 from pocketlens_training.checkpoint import load_run, load_sibling
-from pocketlens_training.further import learn_siblings
-from pocketlens_training.loop import machine, progress_bar
 from pocketlens_wire.manifest import read_cloud, read_edge
 from typer.testing import CliRunner
 
@@ -24,11 +22,10 @@ TOKENS = 2
 
 
 @pytest.fixture(scope="module")
-def exported(tiny_run: Path, tmp_path_factory) -> tuple[Path, dict]:
+def exported(tiny_siblings: Path, tmp_path_factory) -> tuple[Path, dict]:
     """The half, and what the command printed."""
-    learn_siblings(tiny_run, [TOKENS], where=machine("cpu"), progress=progress_bar())
     out = tmp_path_factory.mktemp("siblings") / "k2"
-    ran = CliRunner().invoke(app, ["sibling", str(tiny_run), "--tokens", str(TOKENS), "-o", str(out), "--json"])
+    ran = CliRunner().invoke(app, ["sibling", str(tiny_siblings), "--tokens", str(TOKENS), "-o", str(out), "--json"])
     assert ran.exit_code == 0, ran.stderr
     return out, json.loads(ran.stdout)
 
@@ -53,9 +50,9 @@ def test_the_golden_vectors_are_torchs_and_its_tokens_can_be_composed(exported, 
     assert np.allclose(np.linalg.norm(made, axis=1), 1, atol=1e-5)
 
 
-def test_a_half_whose_numbers_are_another_students_is_refused(exported, tiny_run) -> None:
+def test_a_half_whose_numbers_are_another_students_is_refused(exported, tiny_siblings) -> None:
     out, _ = exported
-    trained = load_run(tiny_run)
+    trained = load_run(tiny_siblings)
     given = parity.material(16, 1, trained.picture, trained.teacher.picture)
     sentence = load_sibling(trained, TOKENS)(torch.from_numpy(given.pixels)).numpy()
     assert parity.check_encoder(out, given.pixels, sentence).verdict() is None
@@ -69,11 +66,13 @@ def test_the_cloud_half_takes_it_once_it_is_named(exported, tiny_run, tmp_path) 
     assert report["encoder"] in read_cloud(tmp_path / "both").encoders
 
 
-def test_what_cannot_be_exported_is_one_line_and_leaves_nothing(exported, tiny_run, tmp_path) -> None:
+def test_what_cannot_be_exported_is_one_line_and_leaves_nothing(exported, tiny_siblings, tmp_path) -> None:
     out, _ = exported
     shutil.copytree(out, tmp_path / "taken")
     for tokens, folder, words in ((TOKENS, "taken", "exists; choose another name"), (7, "new", "--tokens 7")):
-        ran = CliRunner().invoke(app, ["sibling", str(tiny_run), "--tokens", str(tokens), "-o", str(tmp_path / folder)])
+        ran = CliRunner().invoke(
+            app, ["sibling", str(tiny_siblings), "--tokens", str(tokens), "-o", str(tmp_path / folder)]
+        )
         assert (ran.exit_code, len(ran.stderr.splitlines())) == (1, 1)
         assert words in ran.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"taken"}

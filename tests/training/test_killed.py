@@ -64,11 +64,11 @@ def same(one: Path, other: Path) -> None:
 
 
 def test_the_sample_training_killed_in_the_students_lesson_and_begun_again(tiny_run: Path, tmp_path: Path) -> None:
-    """As tests/conftest.py trains it, which nobody disturbed: two threads, the machine's own precision."""
+    """As tests/conftest.py trains it, which nobody disturbed: one thread, the machine's own precision."""
     folder = tmp_path / "run"
     for part in ("set", "teacher"):  # the lessons before, which take most of the time
         shutil.copytree(tiny_run / part, folder / part)
-    command = [*TRAIN, "sample", "--tiny", "-o", str(folder), "--device", "cpu", "--threads", "2"]
+    command = [*TRAIN, "sample", "--tiny", "-o", str(folder), "--device", "cpu", "--threads", "1"]
     process = begin(command, tmp_path / "first.log")
     kill_when(process, folder / "student.csv", tmp_path / "first.log")
     assert not (folder / "student.safetensors").exists()

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from pocketlens_training.checkpoint import Trained, load_run, load_sibling
 from pocketlens_training.cli import app
-from pocketlens_training.further import learn_siblings
 from pocketlens_training.loop import machine, progress_bar, read_log
 from pocketlens_training.reading import Reader, reader_of
 from pocketlens_training.sample import TINY, SampleRecipe, learn_sample, set_sources
@@ -147,18 +146,17 @@ def test_another_seed_is_the_seed_of_everything() -> None:
     assert replace(recipe.student, seed=SampleRecipe().student.seed) == SampleRecipe().student
 
 
-def test_a_sibling_differs_in_its_number_of_tokens_alone(tiny_run: Path, trained, reader, photos) -> None:
-    learn_siblings(tiny_run, [2], where=machine("cpu"), progress=progress_bar())
-    sibling = load_sibling(trained, 2)
+def test_a_sibling_differs_in_its_number_of_tokens_alone(tiny_siblings: Path, trained, reader, photos) -> None:
+    sibling = load_sibling(load_run(tiny_siblings), 2)
     pixels = pixels_of(photos, trained.picture)
     with torch.no_grad():
         sentences = sibling(pixels)
         text = reader.unit([reader.alone] * len(pixels), sentences)
     assert sentences.shape[1:] == (2, TINY.teacher.word_width)
-    folder = tiny_run / "siblings" / "k2"
+    folder = tiny_siblings / "siblings" / "k2"
     assert read_log(folder / "student.csv")[-1]["step"] == TINY.student.steps
     assert own_picture_is_nearer(trained, photos, text) > 0.02
-    ours, theirs = (json.loads((each / "run.json").read_text()) for each in (tiny_run, folder))
+    ours, theirs = (json.loads((each / "run.json").read_text()) for each in (tiny_siblings, folder))
     assert ours["teacher_id"] == theirs["teacher_id"]
     assert {**ours["recipe"], "tokens": 2} == theirs["recipe"]
 
