@@ -52,7 +52,7 @@ def bundle_card(folder: Path) -> dict[str, Any]:
     _, cloud = open_cloud_half(folder)
     return {
         "name": cloud.name,
-        "encoder": edge.encoder,
+        "encoder": edge.graph().encoder,
         "token_space": edge.token_space,
         "gallery_space": cloud.gallery_space,
         "tokens": edge.token_count,

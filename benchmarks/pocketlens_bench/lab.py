@@ -47,7 +47,7 @@ class Lab:
             encoder=Encoder.load(bundle, threads=1),
             composer=Composer.load(bundle, threads=threads),
             tower=ImageTower(folder, manifest, threads=threads),
-            places=Graph(folder / manifest.image_tower.file, threads=threads),
+            places=Graph(folder / manifest.image_tower["fp32"].file, threads=threads),
             baselines=Baselines.load(bundle, threads=threads),
             threads=threads,
         )

@@ -130,11 +130,11 @@ def measure(
 def token_messages(bundle: Path, files: Sequence[bytes], found: ComposedSet) -> tuple[bytes, ...]:
     """Search requests as the device's client sends them: int8 tokens and words, zero-shot."""
     encoder = Encoder.load(bundle, threads=1)
-    ids = encoder.manifest
     return tuple(
         question(
-            token_space=ids.token_space, encoder_id=ids.encoder, tokens=encoder.encode(open_picture(file)),
-            words=query.text, encoding=Encoding.INT8, top=10, mode=Mode.ZERO_SHOT, where={},
+            token_space=encoder.manifest.token_space, encoder_id=encoder.encoder_id,
+            tokens=encoder.encode(open_picture(file)), words=query.text, encoding=Encoding.INT8, top=10,
+            mode=Mode.ZERO_SHOT, where={},
         ).SerializeToString()
         for file, query in zip(files, found.queries, strict=True)
     )  # fmt: skip

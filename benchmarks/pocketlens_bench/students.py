@@ -52,8 +52,8 @@ def gathered(bundle: Path, named: Sequence[Path] | None = None) -> tuple[list[St
     for fewer, more in pairwise(students):
         if fewer.tokens == more.tokens:
             raise BadBundle(
-                f"two students with {more.tokens} tokens ({fewer.encoder.manifest.encoder}, "
-                f"{more.encoder.manifest.encoder}); name one of each number with --student"
+                f"two students with {more.tokens} tokens ({fewer.encoder.encoder_id}, "
+                f"{more.encoder.encoder_id}); name one of each number with --student"
             )
     return students, left_out
 

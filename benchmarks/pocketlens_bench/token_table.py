@@ -133,13 +133,13 @@ def measure(
 
 
 def _described(student: Student) -> dict[str, Any]:
-    manifest = student.encoder.manifest
+    encoder = student.encoder
     return {
         "tokens": student.tokens,
-        "encoder": manifest.encoder,
-        "name": manifest.name,
+        "encoder": encoder.encoder_id,
+        "name": encoder.manifest.name,
         "own": student.is_own,
-        "graph_bytes": manifest.graphs["fp32"].bytes,
+        "graph_bytes": encoder.manifest.graphs[encoder.form].bytes,
         "million_multiply_adds": None if student.multiply_adds is None else student.multiply_adds / 1e6,
     }
 
@@ -197,7 +197,7 @@ def request_bytes(encoder: Encoder, tokens: Tokens, words: str, precision: str) 
     """Bytes of the tokens with their scales, and of the serialised request message around them."""
     offered = precision not in UNOFFERED
     request = question(
-        token_space=encoder.manifest.token_space, encoder_id=encoder.manifest.encoder, tokens=tokens, words=words,
+        token_space=encoder.manifest.token_space, encoder_id=encoder.encoder_id, tokens=tokens, words=words,
         encoding=Encoding(precision) if offered else Encoding.INT4, top=TOP, mode=Mode.ZERO_SHOT, where={},
     )  # fmt: skip
     if not offered:

@@ -104,7 +104,7 @@ class Uploads:
             raise BadBundle(f"{bundle} has no baselines folder, so there is nothing to upload pictures to")
         self._baselines = baselines
         self._spec = manifest.picture
-        self._tower = Graph(folder / manifest.image_tower.file, threads=threads)
+        self._tower = Graph(folder / manifest.image_tower["fp32"].file, threads=threads)
         self._composer = Composer.load(bundle, threads=threads)
         self._gallery = Gallery.open(gallery)
 

@@ -49,6 +49,10 @@ Bundle = Annotated[
     Path | None,
     typer.Option(help="Bundle folder (default: $POCKETLENS_BUNDLE, else the sample bundle).", show_default=False),
 ]
+Precision = Annotated[
+    str,
+    typer.Option(help="Form of the tower to run: fp32, or int8 where the bundle has it (faster, nearly the same)."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 
 
@@ -65,6 +69,7 @@ def index(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads (default: all cores).", show_default=False)
     ] = None,
+    precision: Precision = "fp32",
     allow_unreadable: Annotated[int, typer.Option(min=0, metavar="N", help="Exit 0 with up to N bad pictures.")] = 0,
     prune: Annotated[bool, typer.Option("--prune", help="Remove pictures whose file is gone from DIR.")] = False,
     rehash: Annotated[bool, typer.Option("--rehash", help="Read every file again, whatever its time says.")] = False,
@@ -102,6 +107,7 @@ def index(
                 payload=payload,
                 batch=batch,
                 threads=threads,
+                precision=precision,
                 prune=prune,
                 rehash=rehash,
                 on_progress=on_progress,
@@ -126,6 +132,7 @@ def serve(
         int | None,
         typer.Option(min=1, help="CPU threads of one model run (default: up to 4).", show_default=False),
     ] = None,
+    precision: Precision = "fp32",
     ready_file: Annotated[
         Path | None,
         typer.Option(help="Write host:port here once ready; removed at the end.", show_default=False),
@@ -150,7 +157,7 @@ def serve(
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     with _plain_errors():
         _guard_host(host, insecure_listen)
-        _serve(gallery, bundle, host, port, threads, ready_file)
+        _serve(gallery, bundle, host, port, threads, precision, ready_file)
 
 
 @app.command()
@@ -316,8 +323,9 @@ def _guard_host(host: str, insecure_listen: bool) -> None:
 
 
 def _serve(
-    gallery: Path, bundle: Path | None, host: str, port: int, threads: int | None, ready_file: Path | None
-) -> None:
+    gallery: Path, bundle: Path | None, host: str, port: int, threads: int | None, precision: str,
+    ready_file: Path | None,
+) -> None:  # fmt: skip
     """Load gallery and models side by side, then serve until told to stop."""
     from concurrent.futures import ThreadPoolExecutor
 
@@ -325,7 +333,7 @@ def _serve(
         ready_file.unlink(missing_ok=True)  # one that was killed could not
     with ThreadPoolExecutor(2) as pool:
         opening = pool.submit(_open_gallery, gallery)
-        loading = pool.submit(_load_composer, bundle, threads)
+        loading = pool.submit(_load_composer, bundle, threads, precision)
         from pocketlens_cloud.service import Service  # grpc loads meanwhile
 
     with opening.result() as held:
@@ -350,12 +358,12 @@ def _open_gallery(path: Path) -> "Gallery":
     return Gallery.open(path)
 
 
-def _load_composer(bundle: Path | None, threads: int | None) -> "Composer":
+def _load_composer(bundle: Path | None, threads: int | None, precision: str) -> "Composer":
     from pocketlens_wire.bundle import default_bundle
 
     from pocketlens_cloud.compose import Composer
 
-    return Composer.load(bundle or default_bundle(), threads=threads)
+    return Composer.load(bundle or default_bundle(), threads=threads, precision=precision)
 
 
 def _run(service: "Service", host: str, port: int, ready_file: Path | None, facts: str) -> None:

@@ -70,14 +70,15 @@ class Composer:
         (self._empty,) = text_tower.run([self._layout.plain("")])  # also warms the tower up
 
     @classmethod
-    def load(cls, bundle: Path, *, threads: int | None = None) -> "Composer":
-        """Load the cloud half of `bundle` (root or half); graphs in parallel. `threads`: CPU threads per run.
+    def load(cls, bundle: Path, *, threads: int | None = None, precision: str = "fp32") -> "Composer":
+        """Load the cloud half of `bundle` (root or half); graphs in parallel. `threads`: CPU threads per run;
+        `precision`: of the text tower, a key of the manifest's `text_tower`.
 
         Raises BadBundle."""
         folder, manifest = open_cloud_half(bundle)
         with ThreadPoolExecutor(3) as pool:
             tokenizer = pool.submit(Tokenizer, folder / manifest.tokenizer.file, manifest.text)
-            tower = pool.submit(TextTower, folder, manifest, threads=threads)
+            tower = pool.submit(TextTower, folder, manifest, threads=threads, precision=precision)
             head = pool.submit(_load_query_head, folder, manifest, threads)
             return cls(manifest, tokenizer.result(), tower.result(), head.result())
 

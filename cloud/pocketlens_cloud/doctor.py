@@ -60,16 +60,21 @@ def _bundle(bundle: Path) -> Iterator[Finding]:
     folder, manifest = open_cloud_half(bundle)
     yield Finding("bundle", f"{manifest.name} in {folder}: every file has its hash")
     yield Finding("spaces", f"token space {manifest.token_space}, gallery space {manifest.gallery_space}")
-    composer = Composer.load(folder)
-    tower = ImageTower(folder, manifest)
-    yield Finding("provider", f"text tower {composer.provider}, image tower {tower.provider}")
     with np.load(folder / manifest.golden.file, allow_pickle=False) as golden:
-        for name, came in _replay(composer, tower, golden):
-            yield _compare(name, came, golden[name], manifest.golden_tolerance)
+        for precision, form in manifest.text_tower.items():
+            composer = Composer.load(folder, precision=precision)
+            yield Finding("provider", f"{precision} text tower on {composer.provider}")
+            for name, came in _asked(composer, golden):
+                yield _compare(f"{name}, {precision}", came, golden[name], form.tolerance)
+        for precision, form in manifest.image_tower.items():
+            tower = ImageTower(folder, manifest, precision=precision)
+            yield Finding("provider", f"{precision} image tower on {tower.provider}")
+            for name, came in _seen(tower, golden):
+                yield _compare(f"{name}, {precision}", came, golden[name], form.tolerance)
 
 
-def _replay(composer: Composer, tower: ImageTower, golden: Any) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    """(golden name, what this machine computes) for everything the golden file holds."""
+def _asked(composer: Composer, golden: Any) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    """(golden name, what this machine computes) of everything that comes through the text tower."""
     asks = [(sentence, str(words)) for sentence, words in zip(golden["sentence"], golden["words"], strict=True)]
     features = composer.features(asks)
     yield "composed", features.composed
@@ -77,6 +82,10 @@ def _replay(composer: Composer, tower: ImageTower, golden: Any) -> Iterator[tupl
     yield "words_feature", features.words
     if "query" in golden:
         yield "query", composer.query(features, "tuned")
+
+
+def _seen(tower: ImageTower, golden: Any) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    """The same of everything that comes through the image tower."""
     image_raw, image = tower.features(golden["pixels"])
     yield "image_raw", image_raw
     yield "image", image

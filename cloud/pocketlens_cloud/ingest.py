@@ -66,6 +66,7 @@ def index(
     payload: Path | None = None,
     batch: int = 64,
     threads: int | None = None,
+    precision: str = "fp32",
     prune: bool = False,
     rehash: bool = False,
     on_progress: Progress | None = None,
@@ -73,8 +74,8 @@ def index(
     """Bring `gallery` in line with the pictures of `folder`; makes the gallery if there is none.
 
     `payload`: a payload.jsonl (default: the one in `folder`, if any); `batch`: pictures per run of the
-    image tower and per flush; `threads`: decoding threads; `prune`: also remove pictures whose file is
-    gone; `rehash`: read files again even if size and time are as recorded.
+    image tower and per flush; `threads`: decoding threads; `precision`: of the image tower; `prune`:
+    also remove pictures whose file is gone; `rehash`: read files again even if size and time are as recorded.
     Unreadable pictures do not stop it, they are in the report.
     Raises GalleryError, BadBundle, SpaceMismatch."""
     files = list_pictures(folder)
@@ -90,7 +91,7 @@ def index(
             done = 0
             for group in _groups(_ahead(pool, run.look, files, 2 * batch), batch):
                 if fresh := [seen for seen in group if run.is_new(seen)]:
-                    tower = tower or ImageTower(half, manifest, threads=threads or os.cpu_count())
+                    tower = tower or ImageTower(half, manifest, threads=threads or os.cpu_count(), precision=precision)
                     run.add(fresh, tower)
                 run.remember(group)
                 done += len(group)

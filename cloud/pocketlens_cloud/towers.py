@@ -10,7 +10,8 @@ from typing import final
 
 import numpy as np
 from numpy.typing import NDArray
-from pocketlens_wire.manifest import CloudManifest
+from pocketlens_wire.errors import BadBundle
+from pocketlens_wire.manifest import CloudManifest, TowerGraph
 
 from pocketlens_cloud.runtime import Graph
 
@@ -45,12 +46,22 @@ def buckets(lengths: Sequence[int]) -> Iterator[list[int]]:
         yield group
 
 
+def _form(manifest: CloudManifest, tower: str, forms: dict[str, TowerGraph], precision: str) -> TowerGraph:
+    """The form of a tower that was asked for. Raises BadBundle."""
+    if precision not in forms:
+        raise BadBundle(f"{manifest.name}: no {precision} {tower}; this bundle has {', '.join(forms)}")
+    return forms[precision]
+
+
 @final
 class TextTower:
-    """Token rows to unit text features."""
+    """Token rows to unit text features. precision: a key of the manifest's `text_tower`."""
 
-    def __init__(self, folder: Path, manifest: CloudManifest, *, threads: int | None = None) -> None:
-        self._graph = Graph(folder / manifest.text_tower.file, threads=threads).require(
+    def __init__(
+        self, folder: Path, manifest: CloudManifest, *, threads: int | None = None, precision: str = "fp32"
+    ) -> None:
+        file = _form(manifest, "text tower", manifest.text_tower, precision).file
+        self._graph = Graph(folder / file, threads=threads).require(
             inputs={"token_ids", "sentence", "sentence_start", "sentence_length", "end"}, outputs={"text"}
         )
         self._width = manifest.token_width
@@ -95,12 +106,15 @@ class TextTower:
 
 @final
 class ImageTower:
-    """Pixels to the named gallery vectors. Used by indexing only; serving never runs it."""
+    """Pixels to the named gallery vectors. Used by indexing only; serving never runs it.
 
-    def __init__(self, folder: Path, manifest: CloudManifest, *, threads: int | None = None) -> None:
-        self._tower = Graph(folder / manifest.image_tower.file, threads=threads).require(
-            inputs={"pixels"}, outputs={"image_raw", "image"}
-        )
+    precision: a key of the manifest's `image_tower`."""
+
+    def __init__(
+        self, folder: Path, manifest: CloudManifest, *, threads: int | None = None, precision: str = "fp32"
+    ) -> None:
+        file = _form(manifest, "image tower", manifest.image_tower, precision).file
+        self._tower = Graph(folder / file, threads=threads).require(inputs={"pixels"}, outputs={"image_raw", "image"})
         self._head = manifest.target_head and Graph(folder / manifest.target_head.file, threads=threads).require(
             inputs={"image_raw"}, outputs={"union"}
         )

@@ -59,6 +59,14 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, also 
 Threads = Annotated[
     int, typer.Option(min=0, metavar="N", help="Threads of the encoder; 0 = one per core.", rich_help_panel="Runtime")
 ]
+Precision = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Form of the encoder to run, such as int8; [b]doctor[/b] lists the bundle's. Default: the most exact.",
+        rich_help_panel="Runtime",
+    ),
+]
 Provider = Annotated[
     str | None,
     typer.Option(
@@ -110,6 +118,7 @@ def search(
     timeout: Timeout = 5.0,
     as_json: Json = False,
     threads: Threads = 1,
+    precision: Precision = None,
     provider: Provider = None,
 ) -> None:
     if picture is None and not text.strip():
@@ -132,17 +141,19 @@ def search(
     bundle = bundle or default_bundle()
     tokens, device_ms = None, dict[str, float]()
     if picture is None:
-        manifest = read_edge(bundle)  # words alone need no encoder, only the ids
+        manifest = read_edge(bundle)  # words alone need no encoder, only the token space
+        encoder_id = ""
     else:
         from pocketlens_edge.encoder import Encoder
 
-        encoder = Encoder.load(bundle, threads=threads, providers=[provider] if provider else None)
+        encoder = Encoder.load(bundle, threads=threads, precision=precision, providers=[provider] if provider else None)
         encoded = encoder.encode_timed(picture)
         manifest, tokens, device_ms = encoder.manifest, encoded.tokens, encoded.times_ms
+        encoder_id = encoder.encoder_id
     with Client(
         server,
         token_space=manifest.token_space,
-        encoder_id=manifest.encoder,
+        encoder_id=encoder_id,
         timeout_s=timeout,
         encoding=Encoding(encoding),
     ) as client:
@@ -166,6 +177,7 @@ def encode(
     bundle: Bundle = None,
     as_json: Json = False,
     threads: Threads = 1,
+    precision: Precision = None,
     provider: Provider = None,
 ) -> None:
     """Turn PICTURE into sentence tokens, here, and send nothing.
@@ -180,16 +192,19 @@ def encode(
 
     from pocketlens_edge.encoder import Encoder
 
-    encoder = Encoder.load(bundle or default_bundle(), threads=threads, providers=[provider] if provider else None)
+    encoder = Encoder.load(
+        bundle or default_bundle(), threads=threads, precision=precision, providers=[provider] if provider else None
+    )
     encoded = encoder.encode_timed(picture)
     manifest, tokens = encoder.manifest, encoded.tokens
     if out:
-        np.savez(out, tokens=tokens, token_space=np.array(manifest.token_space), encoder=np.array(manifest.encoder))
+        np.savez(out, tokens=tokens, token_space=np.array(manifest.token_space), encoder=np.array(encoder.encoder_id))
     facts: dict[str, Any] = {
         "count": tokens.shape[0],
         "width": tokens.shape[1],
         "token_space": manifest.token_space,
-        "encoder": manifest.encoder,
+        "encoder": encoder.encoder_id,
+        "precision": encoder.form,
         "provider": encoder.provider,
         "bytes": {encoding.value: pack(tokens, encoding).ByteSize() for encoding in Encoding},
         "times_ms": encoded.times_ms,
@@ -202,7 +217,7 @@ def encode(
     times = ", ".join(f"{stage} {ms:.1f}" for stage, ms in encoded.times_ms.items())
     typer.echo(
         f"{manifest.token_count} tokens of width {manifest.token_width} in {manifest.token_space}, "
-        f"by {manifest.encoder}"
+        f"by {encoder.encoder_id} ({encoder.form})"
     )
     typer.echo(f"bytes: {sizes}\nms: {times} on {encoder.provider}")
     typer.echo(f"written to {out}" if out else "nothing was kept; -o FILE keeps them")
@@ -218,6 +233,7 @@ def doctor(
     timeout: Timeout = 5.0,
     as_json: Json = False,
     threads: Threads = 1,
+    precision: Precision = None,
     provider: Provider = None,
 ) -> None:
     """Prove that this machine computes what the bundle promises.
@@ -233,6 +249,7 @@ def doctor(
     checks = examine(
         bundle or default_bundle(),
         threads=threads,
+        precision=precision,
         providers=[provider] if provider else None,
         server=server,
         timeout_s=timeout,

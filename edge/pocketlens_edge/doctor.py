@@ -65,6 +65,7 @@ def examine(
     bundle: Path,
     *,
     threads: int = 1,
+    precision: str | None = None,
     providers: Sequence[str] | None = None,
     server: str | None = None,
     timeout_s: float = 5.0,
@@ -86,12 +87,12 @@ def examine(
     checks.append(_machine())
     manifest = attempt("bundle", lambda: _bundle(bundle))
     if manifest:
-        encoder = attempt("encoder", lambda: _encoder(bundle, threads, providers))
+        encoder = attempt("encoder", lambda: _encoder(bundle, threads, precision, providers))
         if encoder:
             attempt("golden", lambda: _golden(encoder, resolve_half(bundle, "edge")))
             attempt("latency", lambda: _latency(encoder))
         if server:
-            attempt("server", lambda: _server(server, manifest, timeout_s))
+            attempt("server", lambda: _server(server, manifest, precision, timeout_s))
     return checks
 
 
@@ -104,7 +105,7 @@ def replay(encoder: Encoder, folder: Path) -> Replay:
     return Replay(
         pictures=len(pixels),
         max_difference=float(np.abs(tokens - golden).max()),
-        tolerance=encoder.manifest.golden_tolerance,
+        tolerance=encoder.tolerance,
         max_angle_deg=_max_angle_deg(tokens, golden),
     )
 
@@ -156,32 +157,41 @@ def _bundle(bundle: Path) -> tuple[EdgeManifest, Check]:
     folder = resolve_half(bundle, "edge")
     manifest = read_edge(folder)
     tokens = f"{manifest.token_count} tokens of width {manifest.token_width}"
+    forms = ", ".join(manifest.graphs)
     return manifest, Check(
         name="bundle",
         ok=True,
-        said=f"{manifest.name}: hashes hold; {tokens}; {manifest.token_space}, {manifest.encoder}; {folder}",
+        said=f"{manifest.name}: hashes hold; {tokens}; encoder in {forms}; {manifest.token_space}; {folder}",
         facts={
             "name": manifest.name,
             "folder": str(folder),
             "token_space": manifest.token_space,
-            "encoder": manifest.encoder,
+            "encoders": {form: graph.encoder for form, graph in manifest.graphs.items()},
             "token_count": manifest.token_count,
             "token_width": manifest.token_width,
         },
     )
 
 
-def _encoder(bundle: Path, threads: int, providers: Sequence[str] | None) -> tuple[Encoder, Check]:
-    encoder = Encoder.load(bundle, threads=threads, providers=providers)
+def _encoder(
+    bundle: Path, threads: int, precision: str | None, providers: Sequence[str] | None
+) -> tuple[Encoder, Check]:
+    encoder = Encoder.load(bundle, threads=threads, precision=precision, providers=providers)
     others = [name for name in offered_providers() if name != encoder.provider]
-    said = f"runs on {encoder.provider}, {encoder.threads} thread(s)"
+    said = f"{encoder.encoder_id} in {encoder.form} runs on {encoder.provider}, {encoder.threads} thread(s)"
     if others:
         said += f"; also offered, with --provider: {', '.join(others)}"
     return encoder, Check(
         name="encoder",
         ok=True,
         said=said,
-        facts={"provider": encoder.provider, "threads": encoder.threads, "offered": offered_providers()},
+        facts={
+            "encoder": encoder.encoder_id,
+            "precision": encoder.form,
+            "provider": encoder.provider,
+            "threads": encoder.threads,
+            "offered": offered_providers(),
+        },
     )
 
 
@@ -215,8 +225,11 @@ def _photo() -> bytes:
     return file.getvalue()
 
 
-def _server(server: str, manifest: EdgeManifest, timeout_s: float) -> tuple[DescribeReply, Check]:
-    with Client(server, token_space=manifest.token_space, encoder_id=manifest.encoder, timeout_s=timeout_s) as client:
+def _server(
+    server: str, manifest: EdgeManifest, precision: str | None, timeout_s: float
+) -> tuple[DescribeReply, Check]:
+    encoder = manifest.graph(precision).encoder
+    with Client(server, token_space=manifest.token_space, encoder_id=encoder, timeout_s=timeout_s) as client:
         its = client.describe()
         round_trip_ms = _median_ms(client.describe)
     if its.token_space != manifest.token_space:
@@ -224,10 +237,10 @@ def _server(server: str, manifest: EdgeManifest, timeout_s: float) -> tuple[Desc
             f"{server} speaks token space {its.token_space} (bundle {its.bundle}), this device "
             f"{manifest.token_space} (bundle {manifest.name}). Install the edge half of the server's bundle."
         )
-    if manifest.encoder not in its.encoders:
+    if encoder not in its.encoders:
         raise SpaceMismatch(
             f"{server} accepts encoders {', '.join(its.encoders) or 'none'}, this device has "
-            f"{manifest.encoder}. Install the edge half of the server's bundle."
+            f"{encoder}. Install the edge half of the server's bundle."
         )
     said = (
         f"{server}: same token space, encoder accepted; {its.gallery_size:,} pictures, {its.gallery_space}, "

@@ -39,14 +39,20 @@ class Encoder:
     """The device's picture encoder, from a verified bundle.
 
     Attributes:
-        manifest: what the bundle says of itself; its `token_space` and `encoder` go with every query.
+        manifest: what the bundle says of itself; its `token_space` goes with every query.
+        form: the form of the encoder that runs, such as fp32 or int8.
+        encoder_id: goes with every query whose tokens it made.
+        tolerance: largest difference of a golden number allowed to this form.
         provider: the ONNX Runtime execution provider that runs it.
         threads: threads it was given.
     """
 
-    def __init__(self, manifest: EdgeManifest, graph: Graph) -> None:
+    def __init__(self, manifest: EdgeManifest, form: str, graph: Graph) -> None:
         _expect(graph)
         self.manifest = manifest
+        self.form = form
+        self.encoder_id = manifest.graphs[form].encoder
+        self.tolerance = manifest.graphs[form].tolerance
         self.provider = graph.provider
         self.threads = graph.threads
         self._graph = graph
@@ -57,19 +63,19 @@ class Encoder:
         bundle: Path,
         *,
         threads: int = 1,
-        precision: str = "fp32",
+        precision: str | None = None,
         providers: Sequence[str] | None = None,
     ) -> Encoder:
         """Open the edge half of `bundle` (or `bundle` itself, if it is that half).
 
-        Every file's hash is checked first. `precision` is a key of the manifest's graphs; `providers` are
-        ONNX Runtime's names, short or full, None = CPU. Raises BadBundle, naming the file or key."""
+        Every file's hash is checked first. `precision` is a key of the manifest's graphs, None = the most exact
+        there is; `providers` are ONNX Runtime's names, short or full, None = CPU. Raises BadBundle, naming the file or
+        key."""
         folder = resolve_half(bundle, "edge")
         manifest = read_edge(folder)
-        file = manifest.graphs.get(precision)
-        if file is None:
-            raise BadBundle(f"{folder}: no {precision} graph; it has {', '.join(sorted(manifest.graphs))}.")
-        return cls(manifest, Graph(folder / file.file, threads=threads, providers=providers))
+        form = manifest.form(precision)
+        graph = Graph(folder / manifest.graphs[form].file, threads=threads, providers=providers)
+        return cls(manifest, form, graph)
 
     def encode(self, picture: Image.Image) -> NDArray[np.float32]:
         """Tokens (token_count, token_width) of one RGB picture of any size."""

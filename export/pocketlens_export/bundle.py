@@ -172,9 +172,9 @@ def write_edge(
     np.savez_compressed(golden, pixels=pixels[:GOLDEN_ROWS], sentence=sentence[:GOLDEN_ROWS])
     token_norm = float(np.linalg.norm(sentence[:GOLDEN_ROWS], axis=-1).mean())
     manifest = manifests.EdgeManifest(
-        name=name, token_space=space, encoder=encoder, token_count=sentence.shape[1],
-        token_width=sentence.shape[2], picture=picture, graphs={"fp32": manifests.describe_file(graph)},
-        golden=manifests.describe_file(golden), golden_tolerance=parity.ELSEWHERE * token_norm,
+        name=name, token_space=space, token_count=sentence.shape[1], token_width=sentence.shape[2], picture=picture,
+        graphs={"fp32": manifests.describe_encoder(graph, encoder=encoder, tolerance=parity.ELSEWHERE * token_norm)},
+        golden=manifests.describe_file(golden), report=None,
     )  # fmt: skip
     manifests.write(manifest, folder)
     return manifest
@@ -235,20 +235,24 @@ def _write_cloud(
     def described(file: str) -> manifests.File:
         return manifests.describe_file(cloud / file)
 
+    def towers(file: str) -> dict[str, manifests.TowerGraph]:
+        return {"fp32": manifests.describe_tower(cloud / file, tolerance=parity.ELSEWHERE)}
+
     manifests.write(
         manifests.CloudManifest(
-            name=name, token_space=edge.token_space, gallery_space=gallery_space, encoders=[edge.encoder, *accept],
+            name=name, token_space=edge.token_space, gallery_space=gallery_space,
+            encoders=[edge.graph().encoder, *accept],
             token_width=teacher.word_width, max_tokens=MOST_TOKENS, context=teacher.context, dim=teacher.dim,
             picture=teacher.picture, prompts=teacher.prompts, text=teacher.layout,
-            targets=["original", "union"] if union else ["original"], text_tower=described("text_tower.onnx"),
-            image_tower=described("image_tower.onnx"),
+            targets=["original", "union"] if union else ["original"], text_tower=towers("text_tower.onnx"),
+            image_tower=towers("image_tower.onnx"),
             query_head=described("query_head.onnx") if trained.heads else None,
             target_head=described("target_head.onnx") if union else None, tokenizer=described("tokenizer.json"),
-            golden=described("golden.npz"), golden_tolerance=parity.ELSEWHERE,
+            golden=described("golden.npz"),
         ),
         cloud,
     )  # fmt: skip
-    return {"token_space": edge.token_space, "gallery_space": gallery_space, "encoder": edge.encoder}
+    return {"token_space": edge.token_space, "gallery_space": gallery_space, "encoder": edge.graph().encoder}
 
 
 def _report(trained: Trained, folder: Path) -> dict[str, object]:

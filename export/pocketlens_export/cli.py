@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -80,6 +80,96 @@ def sibling(
         return
     _print(report, out)
     typer.echo(f"A cloud half answers it if exported with --accept {report['encoder']}")
+
+
+@app.command()
+def quantize(
+    bundle: Annotated[Path, typer.Argument(help="A bundle, both halves.")],
+    images: Annotated[Path, typer.Option(help="Pictures as the device will see them: a folder, a list, shards.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder to make; it must not exist.")],
+    questions: Annotated[
+        Path | None,
+        typer.Option(help='Composed queries of the gate: {"reference", "text", "targets"} lines, held out.'),
+    ] = None,
+    count: Annotated[
+        int, typer.Option(min=32, help="Pictures to take ranges from; as many again to compare on.")
+    ] = 256,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the whole report as JSON.")] = False,
+) -> None:
+    """Add int8, half-precision and ONNX Runtime forms to a bundle, each measured.
+
+    Recipes of static quantisation are tried from the smallest file up (scale per tensor or per channel; ranges by
+    least and greatest, percentile or entropy; 64 pictures or all; the first convolutions float). The first that passes
+    the gate goes in: its recall@10 on the questions may be at most 0.5 points below the original's, at 95 % confidence,
+    in every mode of the bundle. If none passes, layers are left float, the most sensitive first; if that does not help
+    either, the exit code is 1 and the layers to blame are listed. Without --questions each of at most 4,000 pictures
+    shall find itself among them.
+
+    Example: pocketlens-export quantize mybundle --images photos --questions questions.jsonl -o mybundle-int8"""
+    with _plain_errors():
+        import shutil
+
+        from pocketlens_training.material import open_images
+
+        from pocketlens_export.bundle import put_in_place
+        from pocketlens_export.forms import NoFormPasses, grow
+        from pocketlens_export.gate import composed
+
+        source, _ = open_images(images)
+        asked = None if questions is None else composed(questions)
+        try:
+            with put_in_place(out) as building, _bars() as on_done:
+                shutil.copytree(bundle, building, dirs_exist_ok=True)
+                report = grow(building, source, asked, on_done=on_done, count=count)
+        except NoFormPasses as none:
+            typer.echo(f"pocketlens-export: {none}", err=True)
+            for layer, lost in none.layers[:20]:
+                typer.echo(f"  {lost:.2e}  {layer}", err=True)
+            raise typer.Exit(1) from none
+    if as_json:
+        typer.echo(json.dumps(report))
+        return
+    _print_forms(report, out)
+
+
+def _print_forms(report: dict, out: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    gate = report["gate"]
+    table = Table(
+        "form", "KB", "tokens' cosine, least", "recall@10, change", "first ten shared", "ms, 1 and 4 threads",
+        title=f"Forms of {out}, by {gate['questions']:,} {gate['by']}",
+    )  # fmt: skip
+    for form in report["forms"]:
+        worst = min(form["changes"].values(), key=lambda change: change["low"])
+        table.add_row(
+            form["form"], f"{form['bytes'] / 1e3:,.0f}", f"{form['near']['least']:.4f}",
+            f"{worst['change']:+.2f} ({worst['low']:+.2f} to {worst['high']:+.2f})", f"{worst['overlap']:.1%}",
+            " and ".join(f"{ms:.2f}" for ms in form["p50_ms"].values()),
+        )  # fmt: skip
+    Console().print(table)
+    for name, why in report["pictures"]["unreadable"]:
+        typer.echo(f"unreadable: {name}: {why}", err=True)
+
+
+@contextmanager
+def _bars() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for each kind of work, on stderr; nothing where nobody looks."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bars: dict[str, Any] = {}
+
+        def on_done(kind: str, done: int, total: int) -> None:
+            if kind not in bars:
+                bars[kind] = progress.add_task(kind, total=total)
+            progress.update(bars[kind], completed=done)
+
+        yield on_done
 
 
 @contextmanager

@@ -17,6 +17,8 @@ from pocketlens_training.teachers.teacher import ImageModule, TextModule
 from torch import Tensor, nn
 from torch.export import Dim
 
+from pocketlens_export.tidy import tidy
+
 OPSET = 20
 Shapes = tuple[dict[int, Dim] | None, ...]
 
@@ -77,6 +79,7 @@ def write_graph(
         assert program is not None
         ClearMetadataAndDocStringPass()(program.model)  # every node carries a stack trace: this machine's folders
         program.save(str(path), external_data=False)
+    tidy(path)
 
 
 @contextmanager

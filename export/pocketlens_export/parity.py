@@ -262,7 +262,8 @@ def check_target_head(folder: Path, expected: Originals) -> Check:
 
 def check_baselines(folder: Path, given: Material, expected: Originals) -> list[Check]:
     assert expected.control is not None and expected.symmetric is not None
-    (places,) = Graph(folder / "cloud" / read_cloud(folder).image_tower.file).run(["places"], {"pixels": given.large})
+    tower = Graph(folder / "cloud" / read_cloud(folder).image_tower["fp32"].file)
+    (places,) = tower.run(["places"], {"pixels": given.large})
     (sentence,) = Graph(folder / "baselines" / "symmetric.onnx").run(["sentence"], {"places": places})
     feeds = {"composed": expected.composed, "picture": expected.picture, "words": expected.words}
     head = Graph(folder / "baselines" / "query_head_control.onnx")

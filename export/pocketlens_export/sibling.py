@@ -35,7 +35,7 @@ def _build(trained: Trained, folder: Path, tokens: int, name: str) -> dict[str, 
     report = {
         "name": name,
         "token_space": manifest.token_space,
-        "encoder": manifest.encoder,
+        "encoder": manifest.graph().encoder,
         "tokens": tokens,
         "cost": {"student": cost_of(student, trained.picture.side)},
         "lessons": {"student": last_record(log)},

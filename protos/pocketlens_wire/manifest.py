@@ -13,13 +13,13 @@ import string
 import types
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Final, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Final, Literal, NoReturn, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from pocketlens_wire.errors import BadBundle
 from pocketlens_wire.limits import MAX_TOKENS, MAX_WIDTH
 from pocketlens_wire.pictures import PictureSpec
 
-FORMAT: Final = 1  # raised whenever an older reader would misread a bundle
+FORMAT: Final = 2  # raised whenever an older reader would misread a bundle
 MANIFEST: Final = "manifest.json"
 MAX_MANIFEST_BYTES: Final = 1024 * 1024  # real ones have 2 KB
 
@@ -36,6 +36,21 @@ class File:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EncoderGraph(File):
+    """One form of the encoder. Forms differ in precision, so each has an id and a tolerance of its own."""
+
+    encoder: str  # "enc-..." sent with each query whose tokens it made
+    tolerance: float  # largest |difference| allowed on the golden `sentence`
+
+
+@dataclass(frozen=True, kw_only=True)
+class TowerGraph(File):
+    """One form of a tower."""
+
+    tolerance: float  # largest |difference| allowed on every golden feature that comes through it
+
+
+@dataclass(frozen=True, kw_only=True)
 class Prompts:
     """How sentence and words become the text tower's input; slots stand where {sentence} is."""
 
@@ -44,6 +59,8 @@ class Prompts:
     words: str  # holds {words} once: "{words}"
 
 
+FORMS: Final = ("fp32", "fp32.ort", "fp16", "int8", "int8.ort")  # most exact first; .ort: ONNX Runtime's own format
+TOWER_FORMS: Final = ("fp32", "int8")
 CLEANING: Final = ("plain", "ftfy", "html", "punctuation", "lower", "spaces")
 
 
@@ -69,13 +86,24 @@ class EdgeManifest:
     kind: str = "edge"
     name: str  # for people
     token_space: str  # "ts-..." of the tokens it makes
-    encoder: str  # "enc-..." sent with each query
     token_count: int  # tokens a picture becomes
     token_width: int  # numbers per token
     picture: PictureSpec
-    graphs: dict[str, File]  # by precision; "fp32" is always there
+    graphs: dict[str, EncoderGraph]  # by form, of FORMS; at least one
     golden: File  # npz: pixels uint8 (n, side, side, 3), sentence float32 (n, token_count, token_width)
-    golden_tolerance: float  # largest |difference| allowed on `sentence`
+    report: File | None  # JSON: what was measured of each form at export
+
+    def graph(self, form: str | None = None) -> EncoderGraph:
+        """The form asked for; None takes the most exact there is. Raises BadBundle."""
+        return self.graphs[self.form(form)]
+
+    def form(self, asked: str | None = None) -> str:
+        """The name of that form."""
+        if asked is None:
+            return next(form for form in FORMS if form in self.graphs)
+        if asked not in self.graphs:
+            raise BadBundle(f"{self.name}: no {asked} encoder; this bundle has {', '.join(self.graphs)}.")
+        return asked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,13 +124,12 @@ class CloudManifest:
     prompts: Prompts
     text: TextLayout
     targets: list[str]  # gallery vectors it can make: ["original"] or ["original", "union"]
-    text_tower: File
-    image_tower: File
+    text_tower: dict[str, TowerGraph]  # by precision: "fp32", always there, or "int8"
+    image_tower: dict[str, TowerGraph]  # likewise
     query_head: File | None
     target_head: File | None
     tokenizer: File
     golden: File
-    golden_tolerance: float  # largest |difference| allowed on every feature
 
 
 Manifest = EdgeManifest | CloudManifest
@@ -148,6 +175,16 @@ def write(manifest: Manifest, folder: Path) -> None:
 def describe_file(path: Path) -> File:
     """File record of an existing file, named without its folder."""
     return File(file=path.name, sha256=_sha256(path), bytes=path.stat().st_size)
+
+
+def describe_encoder(path: Path, *, encoder: str, tolerance: float) -> EncoderGraph:
+    """Record of an existing encoder graph."""
+    return EncoderGraph(**asdict(describe_file(path)), encoder=encoder, tolerance=tolerance)
+
+
+def describe_tower(path: Path, *, tolerance: float) -> TowerGraph:
+    """Record of an existing graph of a tower."""
+    return TowerGraph(**asdict(describe_file(path)), tolerance=tolerance)
 
 
 # --- reading
@@ -199,6 +236,11 @@ def _record(cls: type[_Record], raw: Any, where: Path) -> _Record:
         raise BadBundle(
             f"{where}: key `format` is {came}, this Pocketlens reads {FORMAT}. "
             f"The bundle is newer: upgrade with `pip install -U pocketlens`."
+        )
+    if isinstance(came, int) and not isinstance(came, bool) and came < FORMAT:
+        raise BadBundle(
+            f"{where}: key `format` is {came}, this Pocketlens reads {FORMAT}. The bundle is older: export its "
+            "training again with `pocketlens-export bundle`."
         )
     kind: Any = raw.get("kind")  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
     if kind in ("edge", "cloud") and kind != half:
@@ -283,17 +325,20 @@ def _check(manifest: Manifest) -> None:
     for key in ("name", "token_space"):
         _demand(getattr(manifest, key) != "", key, "is empty")
     _demand(1 <= manifest.token_width <= MAX_WIDTH, "token_width", f"must be 1 to {MAX_WIDTH}")
-    tolerance = manifest.golden_tolerance
-    _demand(math.isfinite(tolerance) and tolerance > 0, "golden_tolerance", "must be positive and finite")
     for key, file in _files(manifest):
         _check_file(key, file)
+        if isinstance(file, EncoderGraph | TowerGraph):
+            good = math.isfinite(file.tolerance) and file.tolerance > 0
+            _demand(good, f"{key}.tolerance", "must be positive and finite")
 
 
 def _check_edge(manifest: EdgeManifest) -> None:
     _demand(manifest.kind == "edge", "kind", f'must be "edge", came {manifest.kind!r}')
-    _demand(manifest.encoder != "", "encoder", "is empty")
     _demand(1 <= manifest.token_count <= MAX_TOKENS, "token_count", f"must be 1 to {MAX_TOKENS}")
-    _demand("fp32" in manifest.graphs, "graphs.fp32", "is missing")
+    _demand(bool(manifest.graphs), "graphs", "is empty")
+    for form, graph in manifest.graphs.items():
+        _demand(form in FORMS, f"graphs.{form}", f"must be one of {', '.join(FORMS)}")
+        _demand(graph.encoder != "", f"graphs.{form}.encoder", "is empty")
 
 
 def _check_cloud(manifest: CloudManifest) -> None:
@@ -302,6 +347,10 @@ def _check_cloud(manifest: CloudManifest) -> None:
     _demand(bool(manifest.encoders) and "" not in manifest.encoders, "encoders", "must list encoder ids")
     _demand(1 <= manifest.max_tokens <= MAX_TOKENS, "max_tokens", f"must be 1 to {MAX_TOKENS}")
     _demand(manifest.dim >= 1, "dim", "must be at least 1")
+    for key, towers in (("text_tower", manifest.text_tower), ("image_tower", manifest.image_tower)):
+        _demand("fp32" in towers, f"{key}.fp32", "is missing")
+        unknown = sorted(towers.keys() - set(TOWER_FORMS))
+        _demand(not unknown, f"{key}.{unknown[:1]}", f"must be one of {', '.join(TOWER_FORMS)}")
     enough = manifest.max_tokens + len(manifest.text.begin) + len(manifest.text.end)
     _demand(manifest.context >= enough, "context", f"must be at least {enough}")
     _demand(
@@ -362,8 +411,8 @@ def _files(manifest: Manifest) -> list[tuple[str, File]]:
         value: Any = getattr(manifest, field.name)
         if isinstance(value, File):
             found.append((field.name, value))
-        elif field.name == "graphs":
-            found.extend((f"graphs.{name}", file) for name, file in value.items())
+        elif isinstance(value, dict):
+            found.extend((f"{field.name}.{name}", file) for name, file in cast("dict[str, File]", value).items())
     return found
 
 

@@ -291,6 +291,10 @@ def build_toy(
     def file(name: str) -> manifest.File:
         return manifest.describe_file(folder / name)
 
+    def tower(name: str) -> manifest.TowerGraph:
+        # float32 sums of 16*16*3 products leave about 1e-6
+        return manifest.describe_tower(folder / name, tolerance=1e-5)
+
     manifest.write(
         manifest.CloudManifest(
             name="toy",
@@ -305,13 +309,12 @@ def build_toy(
             prompts=PROMPTS,
             text=LAYOUT,
             targets=list(targets),
-            text_tower=file("text_tower.onnx"),
-            image_tower=file("image_tower.onnx"),
+            text_tower={"fp32": tower("text_tower.onnx")},
+            image_tower={"fp32": tower("image_tower.onnx")},
             query_head=file("query_head.onnx") if "union" in targets else None,
             target_head=file("target_head.onnx") if "union" in targets else None,
             tokenizer=file("tokenizer.json"),
             golden=file("golden.npz"),
-            golden_tolerance=1e-5,  # float32 sums of 16*16*3 products leave about 1e-6
         ),
         folder,
     )

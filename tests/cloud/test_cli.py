@@ -159,7 +159,7 @@ def test_doctor_proves_bundle_and_gallery(invoke, own_gallery):
     healthy = invoke("doctor", "--gallery", own_gallery)
     assert healthy.exit_code == 0, healthy.output
     for name in ("composed", "picture", "words_feature", "query", "image_raw", "image", "union"):
-        assert f"ok   {name}: worst difference" in healthy.stdout
+        assert f"ok   {name}, fp32: worst difference" in healthy.stdout
     assert "40 pictures, vectors original, union" in healthy.stdout
     assert all(finding["ok"] for finding in json.loads(invoke("doctor", "--json").stdout))
 
@@ -181,7 +181,9 @@ def test_doctor_finds_a_tower_that_computes_something_else(invoke, make_toy, toy
     (folder / "manifest.json").write_text(json.dumps(told))
     found = invoke("doctor", "--bundle", sick.bundle, "--json")
     assert found.exit_code == 1
-    assert {f["what"] for f in json.loads(found.stdout) if not f["ok"]} == {"image_raw", "image", "union"}
+    assert {f["what"] for f in json.loads(found.stdout) if not f["ok"]} == {
+            "image_raw, fp32", "image, fp32", "union, fp32",
+        }  # fmt: skip
 
 
 @pytest.mark.parametrize("command", [(), ("index",), ("serve",), ("describe",), ("doctor",)])

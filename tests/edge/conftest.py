@@ -23,7 +23,7 @@ from pocketlens_edge.cli import app
 from pocketlens_edge.client import Client
 from pocketlens_edge.encoder import Encoder
 from pocketlens_wire.errors import KIND_METADATA
-from pocketlens_wire.manifest import EdgeManifest, describe_file, write
+from pocketlens_wire.manifest import EdgeManifest, describe_encoder, describe_file, write
 from pocketlens_wire.pictures import PictureSpec
 from pocketlens_wire.v1 import retrieval_pb2 as pb
 from pocketlens_wire.v1.retrieval_pb2_grpc import RetrievalServicer, add_RetrievalServicer_to_server
@@ -92,13 +92,12 @@ def write_edge(folder: Path, *, graph: onnx.ModelProto, sentence: np.ndarray | N
     manifest = EdgeManifest(
         name="toy",
         token_space=TOKEN_SPACE,
-        encoder=ENCODER,
         token_count=COUNT,
         token_width=WIDTH,
         picture=PictureSpec(side=SIDE, fit="squash"),
-        graphs={"fp32": describe_file(folder / "encoder.fp32.onnx")},
+        graphs={"fp32": describe_encoder(folder / "encoder.fp32.onnx", encoder=ENCODER, tolerance=TOLERANCE)},
         golden=describe_file(folder / "golden.npz"),
-        golden_tolerance=TOLERANCE,
+        report=None,
     )
     write(manifest, folder)
     return folder

@@ -91,7 +91,7 @@ def test_the_provider_is_the_cpu_unless_asked_and_is_said(encoder, bundle):
 
 
 def test_a_precision_the_bundle_lacks_is_refused(bundle):
-    with pytest.raises(BadBundle, match="no int8 graph; it has fp32"):
+    with pytest.raises(BadBundle, match="no int8 encoder; this bundle has fp32"):
         Encoder.load(bundle, precision="int8")
 
 

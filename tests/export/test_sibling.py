@@ -34,7 +34,7 @@ def test_the_half_shares_the_token_space_and_has_its_own_encoder(exported, tiny_
     out, report = exported
     half, of_the_bundle = read_edge(out), read_edge(tiny_bundle)
     assert half.token_space == of_the_bundle.token_space == report["token_space"]
-    assert half.encoder != of_the_bundle.encoder
+    assert half.graph().encoder != of_the_bundle.graph().encoder
     assert half.token_count == TOKENS
     assert {path.name for path in out.iterdir()} == {"manifest.json", "encoder.fp32.onnx", "golden.npz", "report.json"}
     (check,) = report["parity"]
@@ -45,7 +45,7 @@ def test_the_golden_vectors_are_torchs_and_its_tokens_can_be_composed(exported, 
     out, _ = exported
     golden = np.load(out / "golden.npz")
     sentences = Encoder.load(out).encode_pixels(golden["pixels"])
-    assert np.abs(sentences - golden["sentence"]).max() <= read_edge(out).golden_tolerance
+    assert np.abs(sentences - golden["sentence"]).max() <= read_edge(out).graph().tolerance
     made = Composer.load(tiny_bundle).compose_batch([(sentence, "but red") for sentence in sentences], "zero-shot")
     assert np.allclose(np.linalg.norm(made, axis=1), 1, atol=1e-5)
 

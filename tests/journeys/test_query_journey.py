@@ -66,7 +66,7 @@ def encoder() -> Encoder:
 @pytest.fixture
 def client(house, encoder) -> Iterator[Client]:
     manifest = encoder.manifest
-    with Client(house.address, token_space=manifest.token_space, encoder_id=manifest.encoder) as client:
+    with Client(house.address, token_space=manifest.token_space, encoder_id=manifest.graph().encoder) as client:
         yield client
 
 
@@ -128,7 +128,7 @@ def test_start_to_first_answer(house, encoder, tmp_path, record_property, capsys
     started = time.monotonic()
     with _serving(tmp_path, env=None) as (address, _):
         ready_s = time.monotonic() - started
-        ids = {"token_space": encoder.manifest.token_space, "encoder_id": encoder.manifest.encoder}
+        ids = {"token_space": encoder.manifest.token_space, "encoder_id": encoder.encoder_id}
         with Client(address, **ids) as client:
             assert client.search(None, "a red mug").hits
         answered_s = time.monotonic() - started
@@ -144,7 +144,7 @@ def _request(encoder: Encoder, /, **changes: object) -> pb.SearchRequest:
     """A good request with `changes`."""
     manifest = encoder.manifest
     tokens = np.ones((manifest.token_count, manifest.token_width), np.float32)
-    good = {"token_space": manifest.token_space, "encoder": manifest.encoder, "words": "red", "top": 5}
+    good = {"token_space": manifest.token_space, "encoder": manifest.graph().encoder, "words": "red", "top": 5}
     return pb.SearchRequest(**{"sentence": pack(tokens, Encoding.F32)} | good | changes)
 
 

@@ -11,7 +11,16 @@ from typing import Any
 import pytest
 from pocketlens_wire import manifest
 from pocketlens_wire.errors import BadBundle
-from pocketlens_wire.manifest import CloudManifest, EdgeManifest, Prompts, TextLayout, describe_file, resolve_half
+from pocketlens_wire.manifest import (
+    CloudManifest,
+    EdgeManifest,
+    Prompts,
+    TextLayout,
+    describe_encoder,
+    describe_file,
+    describe_tower,
+    resolve_half,
+)
 from pocketlens_wire.pictures import PictureSpec
 
 
@@ -35,14 +44,17 @@ def edge_manifest(folder: Path) -> EdgeManifest:
     return EdgeManifest(
         name="sample",
         token_space="ts-0123456789abcdef",
-        encoder="enc-0123456789abcdef",
         token_count=4,
         token_width=192,
         picture=PictureSpec(side=96, fit="crop"),
-        graphs={"fp32": describe_file(folder / "encoder.fp32.onnx")},
+        graphs={"fp32": described(folder / "encoder.fp32.onnx")},
         golden=describe_file(folder / "golden.npz"),
-        golden_tolerance=1e-3,
+        report=None,
     )
+
+
+def described(path: Path) -> manifest.EncoderGraph:
+    return describe_encoder(path, encoder="enc-0123456789abcdef", tolerance=1e-3)
 
 
 def cloud_manifest(folder: Path) -> CloudManifest:
@@ -62,13 +74,12 @@ def cloud_manifest(folder: Path) -> CloudManifest:
             begin=[1], end=[2], pad=0, slot=4, special=[0, 1, 2, 4], unknown=3, fixed_length=False, clean=["plain"]
         ),
         targets=["original", "union"],
-        text_tower=tower,
-        image_tower=tower,
+        text_tower={"fp32": describe_tower(folder / "tower.onnx", tolerance=1e-4)},
+        image_tower={"fp32": describe_tower(folder / "tower.onnx", tolerance=1)},
         query_head=tower,
         target_head=tower,
         tokenizer=tower,
         golden=describe_file(folder / "golden.npz"),
-        golden_tolerance=1,
     )
 
 
@@ -157,7 +168,8 @@ def test_every_key_is_needed_and_typed(bundle, cls, half):
     for key in keys:
         for value in (DROP, {"neither": "this"}, [["nor", "that"]], "no" if key == "text.fixed_length" else True):
             path = edited(bundle, half, key, value)
-            with pytest.raises(BadBundle, match=re.escape(str(path)) + f".*key `{re.escape(key)}"):
+            blamed = "graphs" if (key, value) == ("graphs.fp32", DROP) else key  # another form would do
+            with pytest.raises(BadBundle, match=re.escape(str(path)) + f".*key `{re.escape(blamed)}"):
                 READ[half](bundle)
             path.write_text(good)
     READ[half](bundle)
@@ -168,26 +180,28 @@ def test_every_key_is_needed_and_typed(bundle, cls, half):
     [
         ("edge", "surprise", 1, "key `surprise` is unknown"),
         ("edge", "picture.surprise", 1, "key `picture.surprise` is unknown"),
-        ("cloud", "text_tower.surprise", 1, "key `text_tower.surprise` is unknown"),
+        ("cloud", "text_tower.fp32.surprise", 1, "key `text_tower.fp32.surprise` is unknown"),
+        ("cloud", "text_tower", {}, "key `text_tower.fp32` is missing"),
+        ("cloud", "image_tower.fp32.tolerance", -1, "key `image_tower.fp32.tolerance` must be positive"),
         ("cloud", "prompts.surprise", "", "key `prompts.surprise` is unknown"),
-        ("edge", "format", 2, "key `format` is 2, this Pocketlens reads 1"),
-        ("edge", "format", 0, "key `format` must be 1, came 0"),
+        ("edge", "format", 3, "key `format` is 3, this Pocketlens reads 2. The bundle is newer: upgrade"),
+        ("edge", "format", 1, "key `format` is 1, this Pocketlens reads 2. The bundle is older: export"),
         ("edge", "format", "1", "key `format` must be a whole number"),
         ("edge", "kind", "cloud", "is the cloud half of a bundle; the edge half is needed here"),
         ("cloud", "kind", "edge", "is the edge half of a bundle; the cloud half is needed here"),
         ("edge", "kind", "phone", "key `kind` must be \"edge\", came 'phone'"),
         ("edge", "name", "", "key `name` is empty"),
         ("edge", "token_space", "", "key `token_space` is empty"),
-        ("edge", "encoder", "", "key `encoder` is empty"),
+        ("edge", "graphs.fp32.encoder", "", "key `graphs.fp32.encoder` is empty"),
         ("edge", "token_count", 0, "key `token_count` must be 1 to 16"),
         ("edge", "token_count", 4.0, "key `token_count` must be a whole number, came 4.0"),
         ("edge", "token_width", 0, "key `token_width` must be 1 to 4096"),
-        ("edge", "golden_tolerance", 0, "key `golden_tolerance` must be positive"),
-        ("edge", "golden_tolerance", "small", 'key `golden_tolerance` must be a number, came "small"'),
+        ("edge", "graphs.fp32.tolerance", 0, "key `graphs.fp32.tolerance` must be positive"),
+        ("edge", "graphs.fp32.tolerance", "small", 'key `graphs.fp32.tolerance` must be a number, came "small"'),
         ("edge", "picture.side", 0, "key `picture` is wrong: side must be 1 to 4096"),
         ("edge", "picture.fit", "stretch", "key `picture` is wrong: fit must be one of crop, squash"),
         ("edge", "picture.resample", "nearest", "key `picture` is wrong: resample must be one of bicubic, bilinear"),
-        ("edge", "graphs", {}, "key `graphs.fp32` is missing"),
+        ("edge", "graphs", {}, "key `graphs` is empty"),
         ("edge", "graphs.fp32", None, "key `graphs.fp32` must be an object, came null"),
         ("edge", "golden.sha256", "00", "key `golden.sha256` must be 64"),
         ("edge", "golden.sha256", "G" * 64, "key `golden.sha256` must be 64"),
@@ -304,9 +318,9 @@ def test_a_flipped_bit_anywhere_is_named_with_the_digest(bundle, position):
         (b"\xff\xfe", "not UTF-8 at byte 0"),
         (b"[]", "must hold a JSON object"),
         (b"null", "must hold a JSON object"),
-        (b"{}", "key `encoder` is missing"),
-        (b'{"format": 1, "format": 1}', "key 'format' stands twice"),
-        (b'{"golden_tolerance": NaN}', "NaN is not a number JSON knows"),
+        (b"{}", "key `format` is missing"),
+        (b'{"format": 2, "format": 2}', "key 'format' stands twice"),
+        (b'{"token_width": NaN}', "NaN is not a number JSON knows"),
         (b" " * (manifest.MAX_MANIFEST_BYTES + 1), "so not a manifest"),
     ],
 )
@@ -342,7 +356,8 @@ def test_nothing_is_written_that_could_not_be_read(bundle):
     good = edge_manifest(bundle / "edge")
     for bad in (
         replace(good, token_count=0),
-        replace(good, golden_tolerance=float("nan")),
+        replace(good, graphs={"fp32": replace(good.graphs["fp32"], tolerance=float("nan"))}),
+        replace(good, graphs={"int3": good.graphs["fp32"]}),
         replace(good, golden=replace(good.golden, sha256="0" * 64)),
         replace(good, golden=replace(good.golden, file="absent.npz")),
         replace(good, graphs={}),
@@ -350,3 +365,12 @@ def test_nothing_is_written_that_could_not_be_read(bundle):
         with pytest.raises(BadBundle):
             manifest.write(bad, bundle / "edge")
     assert (bundle / "edge" / "manifest.json").read_bytes() == before
+
+
+def test_the_most_exact_form_is_taken_unless_another_is_asked_for(bundle):
+    good = edge_manifest(bundle / "edge")
+    graph = good.graphs["fp32"]
+    forms = replace(good, graphs={"int8": graph, "fp16": graph, "int8.ort": graph})
+    assert forms.form() == "fp16" and forms.form("int8") == "int8"
+    with pytest.raises(BadBundle, match=r"sample: no fp32 encoder; this bundle has int8, fp16, int8\.ort"):
+        forms.form("fp32")
