@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-from numpy.typing import NDArray
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from pocketlens_cloud.compose import Mode
 from pocketlens_edge.encoder import Encoder
@@ -29,7 +28,7 @@ from pocketlens_wire.spaces import mint
 
 from pocketlens_export import parity
 from pocketlens_export.gate import ALLOWED, Asked, Change, Judge, needed, squares, themselves
-from pocketlens_export.quantize import Bench, Nearness, Recipe, Squares, Tried, cosines, smallest_first, sparing
+from pocketlens_export.quantize import Bench, Nearness, Recipe, Squares, Tried, smallest_first, sparing
 
 AMONG = 4000  # pictures that shall find themselves, where there are no questions
 FEWEST = 32  # pictures to quantise with
@@ -113,7 +112,7 @@ def grow(folder: Path, pictures: Source, asked: Asked | None, *, on_done: OnDone
     Raises NoFormPasses, BadLines, NoPictures, BadBundle."""
     edge = folder / "edge"
     manifest, cloud = manifests.read_edge(edge), manifests.read_cloud(folder)
-    original = edge / manifest.graphs["fp32"].file
+    original = edge / manifest.graph("fp32").file
     calibration, held_out, unreadable = _seen(pictures, manifest, count)
     kind = "composed questions" if asked else "pictures that shall find themselves"
     judge = Judge(folder, manifest.picture, asked or themselves(_some(pictures, AMONG)), kind=kind)
@@ -191,16 +190,12 @@ def _write_manifests(
     """Both halves name every form: the device to run it, the service to accept its tokens."""
     edge = folder / "edge"
     graphs: dict[str, EncoderGraph] = {}
-    for form, path in forms.items():
-        before = manifest.graphs.get(form) or graphs.get(form.removesuffix(".ort")) or manifest.graphs["fp32"]
-        graphs[form] = before if form == "fp32" else describe_form(path, before, form, edge, manifest)
+    for form, path in sorted(forms.items()):  # int8 before int8.ort
+        of = graphs[form.removesuffix(".ort")] if form.endswith(".ort") else manifest.graphs["fp32"]
+        graphs[form] = of if form == "fp32" else describe_form(path, of, form, edge, manifest)
     manifests.write(replace(manifest, graphs=graphs, report=manifests.describe_file(edge / REPORT)), edge)
     accepted = list(dict.fromkeys([*cloud.encoders, *(graph.encoder for graph in graphs.values())]))
     manifests.write(replace(cloud, encoders=accepted), folder / "cloud")
-
-
-def nearness_of(found: NDArray[np.float64]) -> Nearness:
-    return Nearness(least=float(found.min()), percentile_1=float(np.quantile(found, 0.01)), mean=float(found.mean()))
 
 
 def passes(changes: dict[Mode, Change]) -> bool:
@@ -256,10 +251,9 @@ def measure(
     times = _times(forms, held_out[:1])
     found = []
     for form, path in forms.items():
-        near = cosines(asked[form], original)
         found.append(Measured(
             form=form, bytes=path.stat().st_size, changes=judge.compare(original, asked[form]), p50_ms=times[form],
-            near=nearness_of(near),
+            near=Nearness.of(asked[form], original),
             recipe=recipe if form.startswith("int8") else None,
         ))  # fmt: skip
     return found

@@ -6,9 +6,10 @@ proof. Nothing here needs a training, only a bundle and pictures. Called by form
 
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,11 @@ class Nearness:
     percentile_1: float
     mean: float
 
+    @classmethod
+    def of(cls, form: Floats, original: Floats) -> Nearness:
+        found = cosines(form, original)
+        return cls(least=float(found.min()), percentile_1=float(np.quantile(found, 0.01)), mean=float(found.mean()))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Tried:
@@ -109,10 +115,7 @@ class Bench:
         return Tried(recipe=recipe, path=path, bytes=path.stat().st_size, near=self.nearness(path))
 
     def nearness(self, graph: Path) -> Nearness:
-        found = cosines(tokens(graph, self.held_out), self.original)
-        return Nearness(
-            least=float(found.min()), percentile_1=float(np.quantile(found, 0.01)), mean=float(found.mean())
-        )
+        return Nearness.of(tokens(graph, self.held_out), self.original)
 
     def sensitivity(self, recipe: Recipe) -> Iterator[tuple[str, float]]:
         """Of each layer, 1 - mean cosine of the tokens when it alone is quantised."""
@@ -181,9 +184,6 @@ class _Pictures(CalibrationDataReader):
 @contextmanager
 def _quiet() -> Iterator[None]:
     """The quantiser logs advice to the root logger and prints its progress; ours is a bar."""
-    import io
-    from contextlib import redirect_stdout
-
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)

@@ -271,7 +271,7 @@ def commands(outcomes: Sequence[Outcome], gallery: Sequence[Picture], folder: Fo
 
 def recoloured(outcomes: Sequence[Outcome], gallery: Sequence[Picture]) -> tuple[Outcome, Value]:
     """A photo that was asked with, and a colour in which the gallery has the same thing, best against the same ground
-    and as large; without any, the first and red."""
+    and as large; without any, the first and another colour."""
     photos = [o for o in outcomes if o.question.anchor and o.question.anchor.kind == "photo"]
     for lenient in ((), ("background",), ("background", "size")):
         for outcome in photos:
@@ -282,7 +282,8 @@ def recoloured(outcomes: Sequence[Outcome], gallery: Sequence[Picture]) -> tuple
                 differing = {name for name in mine if mine[name] != other[name]}
                 if "colour" in differing and differing <= {"colour", *lenient}:
                     return outcome, other["colour"]
-    return photos[0], "red"
+    first = photos[0].question.anchor
+    return photos[0], "blue" if first and first.spec.colour == "red" else "red"
 
 
 # --- the command

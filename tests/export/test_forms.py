@@ -81,6 +81,17 @@ def test_the_report_says_what_was_tried_and_found(grown) -> None:
     assert report["gate"]["questions"] >= needed()
 
 
+def test_forms_made_anew_from_the_same_are_the_same_encoders(grown, images: Path, tmp_path: Path, monkeypatch) -> None:
+    """An id follows from the original and the file, not from what lay there before."""
+    monkeypatch.setattr(quantize, "RANGES", {"minmax": quantize.RANGES["minmax"]})
+    code, said = quantized(grown[0], "--images", images, "-o", tmp_path / "one")
+    assert code == 0, said
+    code, said = quantized(tmp_path / "one", "--images", images, "-o", tmp_path / "two")
+    assert code == 0, said
+    one, two = (read_edge(tmp_path / name).graphs for name in ("one", "two"))
+    assert {form: graph.encoder for form, graph in one.items()} == {form: graph.encoder for form, graph in two.items()}
+
+
 def test_a_bundle_that_was_there_is_not_touched(grown) -> None:
     assert read_edge(default_bundle()).graphs["fp32"] == read_edge(grown[0]).graphs["fp32"]
 
