@@ -1,4 +1,4 @@
-"""Every way Pocketlens says no, and the one table to gRPC status codes.
+"""Every way Pocketlens says no, and the one table to gRPC status codes and to HTTP's.
 
     PocketlensError
     |- BadPicture      the picture file is unreadable, too large or too small
@@ -72,6 +72,19 @@ STATUS_OF: Final[dict[type[PocketlensError], grpc.StatusCode]] = {
     ServerFault: grpc.StatusCode.INTERNAL,
 }
 
+# The same tree for the page's gateway, which speaks HTTP and names the kind in the body.
+HTTP_STATUS_OF: Final[dict[type[PocketlensError], int]] = {
+    BadPicture: 400,
+    BadQuery: 400,
+    SpaceMismatch: 409,  # both sides are sound, together they are not
+    BadBundle: 500,
+    GalleryError: 500,
+    Overloaded: 503,
+    Unavailable: 503,
+    TooLate: 504,
+    ServerFault: 500,
+}
+
 # A service may send the class name of its error under this trailing-metadata key, so that the client can tell
 # the three kinds of FAILED_PRECONDITION apart (`kind` of error_from_status).
 KIND_METADATA: Final = "pocketlens-error"
@@ -110,6 +123,11 @@ def status_of(error: BaseException) -> grpc.StatusCode:
         if kind in STATUS_OF:
             return STATUS_OF[kind]
     return grpc.StatusCode.INTERNAL
+
+
+def http_status_of(error: BaseException) -> int:
+    """HTTP status of an error; anything that is not ours is 500."""
+    return next((HTTP_STATUS_OF[kind] for kind in type(error).__mro__ if kind in HTTP_STATUS_OF), 500)
 
 
 def error_from_status(code: grpc.StatusCode, details: str, kind: str | bytes | None = None) -> PocketlensError:

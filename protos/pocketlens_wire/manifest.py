@@ -21,6 +21,7 @@ from pocketlens_wire.pictures import PictureSpec
 
 FORMAT: Final = 2  # raised whenever an older reader would misread a bundle
 MANIFEST: Final = "manifest.json"
+SEAL: Final = "seal"  # SHA-256 over all other keys: an id says nothing of a prompt or a fit changed by hand
 MAX_MANIFEST_BYTES: Final = 1024 * 1024  # real ones have 2 KB
 
 Half = Literal["edge", "cloud"]
@@ -59,7 +60,8 @@ class Prompts:
     words: str  # holds {words} once: "{words}"
 
 
-FORMS: Final = ("fp32", "fp32.ort", "fp16", "int8", "int8.ort")  # most exact first; .ort: ONNX Runtime's own format
+# Most exact first. .ort: ONNX Runtime's own format; .symmetric: without zero points, the int8 that TensorRT reads.
+FORMS: Final = ("fp32", "fp32.ort", "fp16", "int8", "int8.ort", "int8.symmetric")
 TOWER_FORMS: Final = ("fp32", "int8")
 CLEANING: Final = ("plain", "ftfy", "html", "punctuation", "lower", "spaces")
 
@@ -92,6 +94,7 @@ class EdgeManifest:
     graphs: dict[str, EncoderGraph]  # by form, of FORMS; at least one
     golden: File  # npz: pixels uint8 (n, side, side, 3), sentence float32 (n, token_count, token_width)
     report: File | None  # JSON: what was measured of each form at export
+    page: File | None  # HTML: the same for people
 
     def graph(self, form: str | None = None) -> EncoderGraph:
         """The form asked for; None takes the most exact there is. Raises BadBundle."""
@@ -144,6 +147,9 @@ def resolve_half(path: Path, half: Half) -> Path:
     for folder in (path, path / half):
         if (folder / MANIFEST).is_file():
             return folder
+    other = "cloud" if half == "edge" else "edge"
+    if (path / other / MANIFEST).is_file():
+        raise BadBundle(f"{path}: holds the {other} half of a bundle alone; the {half} half is needed here.")
     what = "no such folder" if not path.exists() else f"neither {MANIFEST} nor {half}/{MANIFEST} in it"
     raise BadBundle(f"{path}: not a bundle ({what}). Name the bundle folder or its `{half}` half with --bundle.")
 
@@ -165,6 +171,7 @@ def write(manifest: Manifest, folder: Path) -> None:
     """
     where = folder / MANIFEST
     raw = asdict(manifest)
+    raw[SEAL] = _seal(raw)
     cls = EdgeManifest if isinstance(manifest, EdgeManifest) else CloudManifest
     _verify_files(_record(cls, raw, where), folder, where)
     unfinished = folder / f".{MANIFEST}.{os.getpid()}"
@@ -246,11 +253,25 @@ def _record(cls: type[_Record], raw: Any, where: Path) -> _Record:
     if kind in ("edge", "cloud") and kind != half:
         raise BadBundle(f"{where}: is the {kind} half of a bundle; the {half} half is needed here.")
     try:
-        record = _convert(cls, raw, "")
+        record = _convert(cls, _without_seal(raw), "")
         _check(record)
+        _check_seal(raw)
     except _Wrong as wrong:
         raise BadBundle(f"{where}: {wrong}. Get the bundle again, or one for this version of Pocketlens.") from wrong
     return record
+
+
+def _check_seal(raw: Any) -> None:
+    _demand(SEAL in raw, SEAL, "is missing")
+    _demand(raw[SEAL] == _seal(raw), SEAL, "does not hold: another key was changed after export")
+
+
+def _seal(raw: Any) -> str:
+    return hashlib.sha256(json.dumps(_without_seal(raw), sort_keys=True).encode()).hexdigest()
+
+
+def _without_seal(raw: Any) -> dict[str, Any]:
+    return {key: value for key, value in raw.items() if key != SEAL}
 
 
 class _Wrong(Exception):
@@ -339,6 +360,17 @@ def _check_edge(manifest: EdgeManifest) -> None:
     for form, graph in manifest.graphs.items():
         _demand(form in FORMS, f"graphs.{form}", f"must be one of {', '.join(FORMS)}")
         _demand(graph.encoder != "", f"graphs.{form}.encoder", "is empty")
+    _check_apart({form: graph.encoder for form, graph in manifest.graphs.items()}, "encoder")
+    _check_apart({form: graph.sha256 for form, graph in manifest.graphs.items()}, "sha256")
+
+
+def _check_apart(held: dict[str, str], key: str) -> None:
+    """Another precision is another encoder in another file; only ONNX Runtime's format keeps its original's id."""
+    owner: dict[str, str] = {}
+    for form, value in held.items():
+        precision = form if key == "sha256" else form.removesuffix(".ort")
+        other = owner.setdefault(value, precision)
+        _demand(other == precision, f"graphs.{form}.{key}", f"is that of {other}")
 
 
 def _check_cloud(manifest: CloudManifest) -> None:

@@ -125,7 +125,22 @@ def open_picture(
             if near is not None and format_ == "JPEG":
                 picture.draft(None, (2 * near, 2 * near))
             picture.load()
-            return _upright(picture, _on_white(_to_8_bit(picture)))
+            return _plain(picture)
+
+
+def take_picture(picture: Image.Image | NDArray[np.uint8], *, name: str = "picture") -> Image.Image:
+    """A picture that is in memory already, as `open_picture` would give it: RGB, 8 bit, upright, on white.
+
+    picture: any of Pillow's, turned as its EXIF says; or an array uint8 (height, width, 3) in RGB, such as a camera's
+      frame. (OpenCV's frames are BGR: give `frame[..., ::-1]`.)
+    name: what to call it in errors.
+    Raises BadPicture for another array, a picture whose file is broken, and for a size that open_picture refuses.
+    """
+    if isinstance(picture, np.ndarray):
+        return _framed(picture, name)
+    _check_size(picture.size, name)
+    with _blaming(name, picture.format or "picture"):
+        return _plain(picture)
 
 
 def fit(picture: Image.Image, spec: PictureSpec) -> NDArray[np.uint8]:
@@ -279,6 +294,22 @@ def _blaming(name: str, format_: str) -> Generator[None]:
 
 
 # --- from any mode to upright RGB
+
+
+def _plain(picture: Image.Image) -> Image.Image:
+    plain = _upright(picture, _on_white(_to_8_bit(picture)))
+    plain.info = {}  # it holds the EXIF, and who is given this picture again must not turn it again
+    return plain
+
+
+def _framed(frame: NDArray[Any], name: str) -> Image.Image:
+    """A frame as a picture. Raises BadPicture."""
+    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+        raise BadPicture(
+            f"{name}: an array must be uint8 of shape (height, width, 3), in RGB; came {frame.dtype} {frame.shape}."
+        )
+    _check_size((frame.shape[1], frame.shape[0]), name)
+    return Image.fromarray(np.ascontiguousarray(frame))
 
 
 def _to_8_bit(picture: Image.Image) -> Image.Image:

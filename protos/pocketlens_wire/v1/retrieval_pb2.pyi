@@ -141,7 +141,7 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class DescribeReply(_message.Message):
-    __slots__ = ("token_space", "gallery_space", "encoders", "modes", "default_mode", "token_width", "max_tokens", "max_top", "max_words_bytes", "max_conditions", "max_request_bytes", "generation", "gallery_size", "payload_keys", "bundle", "server_version", "provider")
+    __slots__ = ("token_space", "gallery_space", "encoders", "modes", "default_mode", "token_width", "max_tokens", "max_top", "max_words_bytes", "max_conditions", "max_request_bytes", "generation", "gallery_size", "payload_keys", "bundle", "server_version", "provider", "unix_ms")
     TOKEN_SPACE_FIELD_NUMBER: _ClassVar[int]
     GALLERY_SPACE_FIELD_NUMBER: _ClassVar[int]
     ENCODERS_FIELD_NUMBER: _ClassVar[int]
@@ -159,6 +159,7 @@ class DescribeReply(_message.Message):
     BUNDLE_FIELD_NUMBER: _ClassVar[int]
     SERVER_VERSION_FIELD_NUMBER: _ClassVar[int]
     PROVIDER_FIELD_NUMBER: _ClassVar[int]
+    UNIX_MS_FIELD_NUMBER: _ClassVar[int]
     token_space: str
     gallery_space: str
     encoders: _containers.RepeatedScalarFieldContainer[str]
@@ -176,4 +177,5 @@ class DescribeReply(_message.Message):
     bundle: str
     server_version: str
     provider: str
-    def __init__(self, token_space: _Optional[str] = ..., gallery_space: _Optional[str] = ..., encoders: _Optional[_Iterable[str]] = ..., modes: _Optional[_Iterable[_Union[Mode, str]]] = ..., default_mode: _Optional[_Union[Mode, str]] = ..., token_width: _Optional[int] = ..., max_tokens: _Optional[int] = ..., max_top: _Optional[int] = ..., max_words_bytes: _Optional[int] = ..., max_conditions: _Optional[int] = ..., max_request_bytes: _Optional[int] = ..., generation: _Optional[str] = ..., gallery_size: _Optional[int] = ..., payload_keys: _Optional[_Iterable[str]] = ..., bundle: _Optional[str] = ..., server_version: _Optional[str] = ..., provider: _Optional[str] = ...) -> None: ...
+    unix_ms: int
+    def __init__(self, token_space: _Optional[str] = ..., gallery_space: _Optional[str] = ..., encoders: _Optional[_Iterable[str]] = ..., modes: _Optional[_Iterable[_Union[Mode, str]]] = ..., default_mode: _Optional[_Union[Mode, str]] = ..., token_width: _Optional[int] = ..., max_tokens: _Optional[int] = ..., max_top: _Optional[int] = ..., max_words_bytes: _Optional[int] = ..., max_conditions: _Optional[int] = ..., max_request_bytes: _Optional[int] = ..., generation: _Optional[str] = ..., gallery_size: _Optional[int] = ..., payload_keys: _Optional[_Iterable[str]] = ..., bundle: _Optional[str] = ..., server_version: _Optional[str] = ..., provider: _Optional[str] = ..., unix_ms: _Optional[int] = ...) -> None: ...
