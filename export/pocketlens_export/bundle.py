@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,29 +16,33 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import torch
 from numpy.typing import NDArray
-from pocketlens_cloud.runtime import version as runtime_version
 from pocketlens_training.checkpoint import Trained, load_run
 from pocketlens_training.cost import multiply_adds, parameters
 from pocketlens_training.loop import read_log
-from pocketlens_training.run import read_run
+from pocketlens_training.material import open_images
+from pocketlens_training.run import read_run, sources_of
+from pocketlens_training.sets.lines import BadLines, read_sketches
+from pocketlens_training.sets.sources import Files, NoPictures
 from pocketlens_training.students.student import MOST_TOKENS, Student, student_picture
 from pocketlens_training.teachers.teacher import Teacher
 from pocketlens_training.tuning import needs_states
 from pocketlens_wire import manifest as manifests
 from pocketlens_wire.spaces import digest_arrays, mint
+from tokenizers import Tokenizer
 from torch import nn
 
 from pocketlens_export import parity
+from pocketlens_export.forms import grow
+from pocketlens_export.gate import Both, composed, needed
 from pocketlens_export.graphs import (
-    OPSET,
     RawAndUnitImage,
     write_pixels_graph,
     write_rows_graph,
     write_text_tower,
 )
+from pocketlens_export.quantize import OnDone
 
 SLOT_LAYOUT = "v2: begin prompt-before sentence prompt-after end; sentence by position"
 GOLDEN_ROWS = 8
@@ -48,14 +51,39 @@ LESSONS = ("pairs", "edits", "student", "heads", "heads-control", "symmetric")
 MOST_BYTES = 1_900_000_000  # of one graph: a protobuf holds 2 GB
 
 
-def export_bundle(run: Path, out: Path, *, name: str, accept: list[str] | None = None) -> dict[str, object]:
+def export_bundle(
+    run: Path, out: Path, *, name: str, accept: list[str] | None = None, exact_only: bool = False,
+    on_done: OnDone = lambda *_: None,
+) -> dict[str, Any]:  # fmt: skip
     """Write the bundle of training `run` to `out` and return its report.
 
     name: shown to people. accept: further encoder ids the cloud half takes (other students of the same token
-    space). Raises FileNotFoundError for an unfinished run, FileExistsError when `out` exists, ValueError for what no
-    bundle can hold, parity.NotEqual when a graph differs from its torch original."""
+    space). exact_only: no further forms than fp32; else they are made from the run's own pictures, and the report's
+    `forms` says what was measured, or why there are none. Raises FileNotFoundError for an unfinished run,
+    FileExistsError when `out` exists, ValueError for what no bundle can hold, parity.NotEqual when a graph differs from
+    its torch original."""
     with put_in_place(out) as building:
-        return _build(load_run(run), building, name, accept or [])
+        report = _build(load_run(run), building, name, accept or [])
+        if not exact_only:
+            report["forms"] = _grown(run, building, on_done)
+            (building / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+        return report
+
+
+def _grown(run: Path, building: Path, on_done: OnDone) -> dict[str, Any]:
+    """What parity.json says of the further forms; `no_forms` where the run's pictures are no longer there."""
+    sources = sources_of(run)
+    try:
+        pictures, _ = open_images(sources.images)
+        if sources.sketches is not None:
+            drawn = [sketch for sketch, _ in read_sketches(sources.sketches)]
+            pictures = Both(pictures, Files(sources.sketches.parent, drawn))
+        asked = None if sources.questions is None else composed(sources.questions)
+        if asked is not None and len(asked.words) < needed():
+            asked = None
+        return grow(building, pictures, asked, on_done=on_done, must=False)
+    except (NoPictures, BadLines, OSError) as gone:
+        return {"no_forms": str(gone)}
 
 
 @contextmanager
@@ -74,7 +102,7 @@ def put_in_place(out: Path) -> Iterator[Path]:
         shutil.rmtree(building, ignore_errors=True)
 
 
-def _build(trained: Trained, folder: Path, name: str, accept: list[str]) -> dict[str, object]:
+def _build(trained: Trained, folder: Path, name: str, accept: list[str]) -> dict[str, Any]:
     _refuse_what_cannot_be_served(trained)
     for half in ("edge", "cloud"):
         (folder / half).mkdir()
@@ -116,9 +144,7 @@ def _write_graphs(trained: Trained, folder: Path) -> None:
         RawAndUnitImage(teacher.image), cloud / "image_tower.onnx", side=teacher.picture.side,
         outputs=["image_raw", "image", "places"],
     )  # fmt: skip
-    teacher.tokenizer.no_padding()
-    teacher.tokenizer.no_truncation()
-    teacher.tokenizer.save(str(cloud / "tokenizer.json"))
+    bare(teacher.tokenizer).save(str(cloud / "tokenizer.json"))
     if trained.heads is not None:
         write_rows_graph(trained.heads.query, cloud / "query_head.onnx", **_query(trained))
     if _makes_union(trained):
@@ -162,11 +188,7 @@ def write_edge(
 
     sentence: what torch gives for `pixels`; the first rows become the golden vectors."""
     picture = student_picture(student, trained.teacher)
-    space = token_space(trained.teacher)
-    encoder = mint(
-        "encoder",
-        {"student": digest_arrays(weights(student)), "picture": _as_text(picture), "token space": space},
-    )
+    space, encoder = token_space(trained.teacher), encoder_id(student, trained.teacher)
     graph, golden = folder / "encoder.fp32.onnx", folder / "golden.npz"
     write_pixels_graph(student, graph, side=picture.side, outputs=["sentence"])
     np.savez_compressed(golden, pixels=pixels[:GOLDEN_ROWS], sentence=sentence[:GOLDEN_ROWS])
@@ -174,7 +196,7 @@ def write_edge(
     manifest = manifests.EdgeManifest(
         name=name, token_space=space, token_count=sentence.shape[1], token_width=sentence.shape[2], picture=picture,
         graphs={"fp32": manifests.describe_encoder(graph, encoder=encoder, tolerance=parity.ELSEWHERE * token_norm)},
-        golden=manifests.describe_file(golden), report=None,
+        golden=manifests.describe_file(golden), report=None, page=None,
     )  # fmt: skip
     manifests.write(manifest, folder)
     return manifest
@@ -187,12 +209,44 @@ def token_space(teacher: Teacher) -> str:
         {
             "text tower": digest_arrays(weights(teacher.text)),
             "signature": teacher.signature,
-            "tokenizer": hashlib.sha256(teacher.tokenizer.to_str().encode()).hexdigest(),
+            "tokenizer": hashlib.sha256(bare(teacher.tokenizer).to_str().encode()).hexdigest(),
             "prompts": _as_text(teacher.prompts),
             "layout": _as_text(teacher.layout),
             "slots": SLOT_LAYOUT,
         },
     )
+
+
+def encoder_id(student: Student, teacher: Teacher) -> str:
+    """The id of a student in float32: what it computes, of which pixels, for which token space."""
+    return mint(
+        "encoder",
+        {
+            "student": digest_arrays(everything(student)),
+            "picture": _as_text(student_picture(student, teacher)),
+            "token space": token_space(teacher),
+        },
+    )
+
+
+def gallery_space(teacher: Teacher, union: nn.Module | None) -> str:
+    """The id of where gallery vectors lie. union: the target head, if pictures get a second vector."""
+    meaning = {
+        "image tower": digest_arrays(weights(teacher.image)),
+        "signature": teacher.signature,
+        "picture": _as_text(teacher.picture),
+        "original": "raw feature / length",
+    }
+    if union is not None:
+        meaning["union"] = digest_arrays(everything(union))
+    return mint("gallery-space", meaning)
+
+
+def bare(tokenizer: Tokenizer) -> Tokenizer:
+    """`tokenizer` itself, told neither to pad nor to cut: the text tower's rows are made elsewhere."""
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
 
 
 def _as_text(record: Any) -> str:
@@ -216,21 +270,19 @@ def weights(module: nn.Module) -> dict[str, NDArray[np.generic]]:
     return {key: tensor.cpu().numpy() for key, tensor in module.state_dict().items()}
 
 
+def everything(module: nn.Module) -> dict[str, NDArray[np.generic]]:
+    """Its weights, and what it computes with though its checkpoint leaves it out: the mean of a backbone's pixels, the
+    weight of a sum. (A teacher's are in its signature.)"""
+    held = weights(module)
+    return held | {name: buffer.cpu().numpy() for name, buffer in module.named_buffers() if name not in held}
+
+
 def _write_cloud(
     trained: Trained, edge: manifests.EdgeManifest, folder: Path, name: str, accept: list[str]
 ) -> dict[str, str]:
     teacher, cloud = trained.teacher, folder / "cloud"
     union = _makes_union(trained)
-    meaning = {
-        "image tower": digest_arrays(weights(teacher.image)),
-        "signature": teacher.signature,
-        "picture": _as_text(teacher.picture),
-        "original": "raw feature / length",
-    }
-    if union:
-        assert trained.heads is not None
-        meaning["union"] = digest_arrays(weights(trained.heads.target))
-    gallery_space = mint("gallery-space", meaning)
+    space = gallery_space(teacher, trained.heads.target if union and trained.heads else None)
 
     def described(file: str) -> manifests.File:
         return manifests.describe_file(cloud / file)
@@ -240,7 +292,7 @@ def _write_cloud(
 
     manifests.write(
         manifests.CloudManifest(
-            name=name, token_space=edge.token_space, gallery_space=gallery_space,
+            name=name, token_space=edge.token_space, gallery_space=space,
             encoders=[edge.graph().encoder, *accept],
             token_width=teacher.word_width, max_tokens=MOST_TOKENS, context=teacher.context, dim=teacher.dim,
             picture=teacher.picture, prompts=teacher.prompts, text=teacher.layout,
@@ -252,7 +304,7 @@ def _write_cloud(
         ),
         cloud,
     )  # fmt: skip
-    return {"token_space": edge.token_space, "gallery_space": gallery_space, "encoder": edge.graph().encoder}
+    return {"token_space": edge.token_space, "gallery_space": space, "encoder": edge.graph().encoder}
 
 
 def _report(trained: Trained, folder: Path) -> dict[str, object]:
@@ -269,7 +321,7 @@ def _report(trained: Trained, folder: Path) -> dict[str, object]:
         },
         "lessons": lessons,
         "bytes": {str(path.relative_to(folder)): path.stat().st_size for path in files},
-        **made_with(),
+        **parity.made_with(),
     }
 
 
@@ -277,18 +329,6 @@ def cost_of(module: nn.Module, side: int) -> dict[str, int]:
     """Parameters, and multiply-adds of one picture."""
     pixels = torch.zeros(1, side, side, 3, dtype=torch.uint8)
     return {"parameters": parameters(module), "multiply_adds": multiply_adds(module, pixels)}
-
-
-def made_with() -> dict[str, object]:
-    """What a report says of the tools and the machine."""
-    return {
-        "opset": OPSET,
-        "versions": {
-            "python": platform.python_version(), "torch": torch.__version__, "onnx": onnx.__version__,
-            "onnxruntime": runtime_version(), "numpy": np.__version__,
-        },
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-    }  # fmt: skip
 
 
 def last_record(log: Path) -> dict[str, float]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -19,30 +18,41 @@ import numpy as np
 import onnx
 import onnxruntime
 from onnxruntime.transformers.float16 import convert_float_to_float16
-from pocketlens_cloud.compose import Mode
-from pocketlens_edge.encoder import Encoder
+from pocketlens_edge.runtime import Graph
 from pocketlens_training.sets.sources import NoPictures, Source
 from pocketlens_wire import manifest as manifests
+from pocketlens_wire.errors import BadBundle
 from pocketlens_wire.manifest import EdgeManifest, EncoderGraph
+from pocketlens_wire.pictures import PictureSpec
 from pocketlens_wire.spaces import mint
 
-from pocketlens_export import parity
-from pocketlens_export.gate import ALLOWED, Asked, Change, Judge, needed, squares, themselves
-from pocketlens_export.quantize import Bench, Nearness, Recipe, Squares, Tried, smallest_first, sparing
+from pocketlens_export import mistakes, parity, towers
+from pocketlens_export.gate import ALLOWED, Asked, Changes, Judge, some, squares, themselves
+from pocketlens_export.parity_page import write_page
+from pocketlens_export.quantize import (
+    MARGIN,
+    Bench,
+    Floats,
+    Nearness,
+    NoFormPasses,
+    OnDone,
+    Recipe,
+    Search,
+    Squares,
+    Tried,
+    encoder_of,
+    find_int8,
+    refusal,
+)
 
 AMONG = 4000  # pictures that shall find themselves, where there are no questions
 FEWEST = 32  # pictures to quantise with
-MARGIN = 4.0  # on the difference measured here: elsewhere other kernels round otherwise
+LARGE = 128  # pictures for the ranges of an image tower
 ROUNDS = 60
-OnDone = Callable[[str, int, int], None]
-
-
-class NoFormPasses(ValueError):
-    """No int8 form of an encoder keeps what it finds. layers: to blame, the worst first, with 1 - mean cosine."""
-
-    def __init__(self, said: str, layers: Sequence[tuple[str, float]]) -> None:
-        super().__init__(said)
-        self.layers = list(layers)
+CONVERTED = {"fp32.ort": parity.ELSEWHERE, "fp16": 2e-3, "int8.ort": 1e-2}
+"""How far a converted form's tokens may lie from its original's, in token lengths: the same sums; sums in half
+precision; sums of int8 that are rounded in other places."""
+REPORT, PAGE = "parity.json", "parity.html"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,102 +62,94 @@ class Measured:
     form: str
     bytes: int
     near: Nearness
-    changes: dict[Mode, Change]
+    changes: Changes
     p50_ms: dict[int, float]
     """Milliseconds of one picture, by threads."""
     recipe: Recipe | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Search:
-    """How an int8 form was looked for. tried: all recipes, in the order of the gate; chosen: the one that passed."""
-
-    tried: list[tuple[Tried, dict[Mode, Change] | None]]
-    layers: list[tuple[str, float]]
-    chosen: Tried | None
-
-
-def find_int8(bench: Bench, judge: Judge, encoder: Encoder, *, on_done: OnDone) -> Search:
-    """The smallest int8 form that passes; if none does, those that leave the most sensitive layers float."""
-    manifest, original = encoder.manifest, judge.tokens(encoder)
-
-    def judged(tried: Tried) -> dict[Mode, Change]:
-        return judge.compare(original, judge.tokens(encoder_of(tried.path, manifest)))
-
-    recipes, tried = bench.recipes(), []
-    for done, recipe in enumerate(recipes):
-        on_done("recipes", done, len(recipes))
-        tried.append(bench.try_out(recipe, f"recipe-{done}"))
-    on_done("recipes", len(recipes), len(recipes))
-    waiting = smallest_first(tried)
-    asked: list[tuple[Tried, dict[Mode, Change] | None]] = []
-    for place, each in enumerate(waiting):
-        changes = judged(each)
-        asked.append((each, changes))
-        if passes(changes):
-            return Search(tried=asked + [(other, None) for other in waiting[place + 1 :]], layers=[], chosen=each)
-    best = max(waiting, key=lambda each: each.near.percentile_1)
-    layers = []
-    for done, layer in enumerate(bench.sensitivity(best.recipe)):
-        on_done("layers", done + 1, len(bench.layers))
-        layers.append(layer)
-    layers.sort(key=lambda layer: -layer[1])
-    for number, recipe in enumerate(sparing(best.recipe, [name for name, _ in layers])):
-        each = bench.try_out(recipe, f"sparing-{number}")
-        changes = judged(each)
-        asked.append((each, changes))
-        if passes(changes):
-            return Search(tried=asked, layers=layers, chosen=each)
-    return Search(tried=asked, layers=layers, chosen=None)
-
-
-REPORT = "parity.json"
-
-
-def grow(folder: Path, pictures: Source, asked: Asked | None, *, on_done: OnDone, count: int = 256) -> dict[str, Any]:
+def grow(
+    folder: Path, pictures: Source, asked: Asked | None, *, on_done: OnDone, count: int = 256, must: bool = True
+) -> dict[str, Any]:
     """Put every further form into the bundle in `folder`, its manifests with them; returns what parity.json says.
 
     pictures: to quantise with; of those that can be read the first half, at most `count`, gives the ranges, the second
     tells how near a form is. asked: composed questions of the gate; without any, each of `pictures` shall find itself.
-    Raises NoFormPasses, BadLines, NoPictures, BadBundle."""
+    must: raise NoFormPasses when no int8 encoder passes; else the report says why there is none.
+    Raises BadLines, NoPictures, BadBundle."""
     edge = folder / "edge"
     manifest, cloud = manifests.read_edge(edge), manifests.read_cloud(folder)
     original = edge / manifest.graph("fp32").file
-    calibration, held_out, unreadable = _seen(pictures, manifest, count)
+    calibration, held_out, unreadable = _seen(pictures, manifest.picture, count)
     kind = "composed questions" if asked else "pictures that shall find themselves"
-    judge = Judge(folder, manifest.picture, asked or themselves(_some(pictures, AMONG)), kind=kind)
+    judge = Judge(folder, asked or themselves(some(pictures, AMONG)), kind=kind)
     with TemporaryDirectory(prefix="pocketlens-forms-") as place:
-        bench = Bench(original, calibration, held_out, Path(place))
-        search = find_int8(bench, judge, Encoder.load(edge, threads=0), on_done=on_done)
-        if search.chosen is None:
-            raise NoFormPasses(_refusal(search, judge), search.layers)
-        shutil.copyfile(search.chosen.path, edge / "encoder.int8.onnx")
+        bench = Bench(original, calibration, held_out, Path(place) / "encoder")
+        made = mistakes.make(judge, manifest, bench)
+        search, why = _int8(bench, judge, manifest, edge / "encoder.int8.onnx", on_done, must=must)
+        # A bundle is whole without the int8 that only TensorRT reads.
+        other, why_not = _int8(bench, judge, manifest, edge / "encoder.int8.symmetric.onnx", on_done, symmetric=True)
+        large, _ = squares(some(pictures, LARGE), cloud.picture)
+        shrunk = towers.shrink(folder / "cloud", judge, np.stack(list(large.values())), Path(place), on_done=on_done)
     half_precision(original, edge / "encoder.fp16.onnx")
-    for form in ("fp32", "int8"):
-        runtime_format(edge / f"encoder.{form}.onnx", edge / f"encoder.{form}.ort")
-    forms = {form: edge / f"encoder.{form}{'' if form.endswith('.ort') else '.onnx'}" for form in manifests.FORMS}
-    measured = measure(forms, manifest, judge, held_out, search.chosen.recipe)
+    found = {"fp32": True, "fp16": True, "int8": search.chosen, "int8.symmetric": other.chosen}
+    forms = {form: edge / f"encoder.{form}{'' if form.endswith('.ort') else '.onnx'}" for form in manifests.FORMS
+             if found[form.removesuffix(".ort")]}  # fmt: skip
+    for form in forms:
+        if form.endswith(".ort"):
+            runtime_format(edge / f"encoder.{form.removesuffix('.ort')}.onnx", forms[form])
+    recipes = {form: each.recipe for form, each in found.items() if isinstance(each, Tried)}
+    measured, left_out = measure(forms, manifest, judge, held_out, recipes)
+    for form in left_out:
+        forms.pop(form).unlink()
     report = {
-        "format": 1, "gate": {"allowed": ALLOWED, "by": judge.kind, "questions": len(judge)},
-        "forms": [asdict(each) for each in measured],
+        "format": 1, "name": manifest.name, "gate": {"allowed": ALLOWED, "by": judge.kind, "questions": len(judge)},
+        "forms": [asdict(each) for each in measured], "no_int8": why, "no_int8_symmetric": why_not,
+        "left_out": left_out,
         "tried": [
-            {"recipe": asdict(tried.recipe), "bytes": tried.bytes, "near": asdict(tried.near),
+            {"recipe": asdict(tried.recipe), "said": str(tried.recipe), "bytes": tried.bytes,
+             "near": asdict(tried.near),
              "changes": None if changes is None else {mode: asdict(each) for mode, each in changes.items()}}
-            for tried, changes in search.tried
+            for tried, changes in search.tried + other.tried
         ],
         "layers": [{"layer": layer, "lost": lost} for layer, lost in search.layers],
+        "layers_symmetric": [{"layer": layer, "lost": lost} for layer, lost in other.layers],
+        "towers": [asdict(each) for each in shrunk],
+        "mistakes": [asdict(each) for each in made],
         "pictures": {
             "ranges": len(calibration), "held_out": len(held_out), "unreadable": unreadable + judge.unreadable,
         },
+        **parity.made_with(),
     }  # fmt: skip
     (edge / REPORT).write_text(json.dumps(report, indent=2) + "\n")
-    _write_manifests(folder, manifest, cloud, forms)
+    write_page(json.loads((edge / REPORT).read_text()), edge / PAGE)
+    _write_manifests(folder, manifest, forms)
     return report
 
 
-def _seen(pictures: Source, manifest: EdgeManifest, count: int) -> tuple[Squares, Squares, list[tuple[str, str]]]:
+def _int8(
+    bench: Bench, judge: Judge, manifest: EdgeManifest, path: Path, on_done: OnDone, *, must: bool = False,
+    symmetric: bool = False,
+) -> tuple[Search, str | None]:  # fmt: skip
+    """Write the int8 encoder that passes; else say why there is none, or raise NoFormPasses."""
+    path.unlink(missing_ok=True)  # one that passed before
+    try:
+        search = find_int8(bench, judge, manifest, on_done=on_done, symmetric=symmetric)
+    except NoFormPasses as few:
+        search, none = Search(tried=[], layers=[], chosen=None), few
+    else:
+        if search.chosen is not None:
+            shutil.copyfile(search.chosen.path, path)
+            return search, None
+        none = NoFormPasses(refusal(search, judge), search.layers)
+    if must:
+        raise none
+    return search, str(none)
+
+
+def _seen(pictures: Source, spec: PictureSpec, count: int) -> tuple[Squares, Squares, list[tuple[str, str]]]:
     """Pixels to calibrate with, others to compare on, and what cannot be read. Raises NoPictures."""
-    found, bad = squares(_some(pictures, 2 * count), manifest.picture)
+    found, bad = squares(some(pictures, 2 * count), spec)
     if len(found) < FEWEST:
         first = f"; the first that cannot: {bad[0][1]}" if bad else ""
         raise NoPictures(f"{len(found)} pictures to quantise with can be read; at least {FEWEST} are needed{first}")
@@ -156,58 +158,18 @@ def _seen(pictures: Source, manifest: EdgeManifest, count: int) -> tuple[Squares
     return made[:half], made[half:], bad
 
 
-def _some(pictures: Source, count: int) -> Source:
-    """At most so many of them, drawn."""
-    return _Some(pictures, np.random.default_rng(0).permutation(len(pictures))[:count].tolist())
-
-
-class _Some(Source):
-    def __init__(self, pictures: Source, numbers: Sequence[int]) -> None:
-        self._pictures, self._numbers = pictures, numbers
-        self.names = [pictures.names[number] for number in numbers]
-
-    def read(self, number: int) -> bytes:
-        return self._pictures.read(self._numbers[number])
-
-
-def _refusal(search: Search, judge: Judge) -> str:
-    tried, changes = max(
-        (each for each in search.tried if each[1]), key=lambda each: min(c.low for c in (each[1] or {}).values())
-    )
-    mode, worst = min((changes or {}).items(), key=lambda item: item[1].low)
-    said = (
-        f"no int8 form passes: the best ({tried.recipe}) changes recall@10 of {len(judge)} {judge.kind} by "
-        f"{worst.change:+.2f} points in {mode} mode, 95 % {worst.low:+.2f} to {worst.high:+.2f}; a loss of {ALLOWED} "
-        f"is allowed. Layers to blame: {', '.join(name for name, _ in search.layers[:5])}"
-    )
-    few = needed()
-    return said + (f". Of fewer than {few} questions none could pass: give more" if len(judge) < few else "")
-
-
-def _write_manifests(
-    folder: Path, manifest: EdgeManifest, cloud: manifests.CloudManifest, forms: dict[str, Path]
-) -> None:
+def _write_manifests(folder: Path, manifest: EdgeManifest, forms: dict[str, Path]) -> None:
     """Both halves name every form: the device to run it, the service to accept its tokens."""
     edge = folder / "edge"
     graphs: dict[str, EncoderGraph] = {}
     for form, path in sorted(forms.items()):  # int8 before int8.ort
         of = graphs[form.removesuffix(".ort")] if form.endswith(".ort") else manifest.graphs["fp32"]
         graphs[form] = of if form == "fp32" else describe_form(path, of, form, edge, manifest)
-    manifests.write(replace(manifest, graphs=graphs, report=manifests.describe_file(edge / REPORT)), edge)
+    report, page = manifests.describe_file(edge / REPORT), manifests.describe_file(edge / PAGE)
+    manifests.write(replace(manifest, graphs=graphs, report=report, page=page), edge)
+    cloud = manifests.read_cloud(folder)
     accepted = list(dict.fromkeys([*cloud.encoders, *(graph.encoder for graph in graphs.values())]))
     manifests.write(replace(cloud, encoders=accepted), folder / "cloud")
-
-
-def passes(changes: dict[Mode, Change]) -> bool:
-    return all(change.passes for change in changes.values())
-
-
-def encoder_of(graph: Path, manifest: EdgeManifest) -> Encoder:
-    """An encoder that is in no bundle yet, run as the device would."""
-    from pocketlens_edge.runtime import Graph
-
-    described = manifests.describe_encoder(graph, encoder="not minted", tolerance=1.0)
-    return Encoder(replace(manifest, graphs={"int8": described}), "int8", Graph(graph, threads=0))
 
 
 def half_precision(original: Path, path: Path) -> None:
@@ -242,27 +204,45 @@ def describe_form(path: Path, of: EncoderGraph, form: str, folder: Path, manifes
 
 
 def measure(
-    forms: dict[str, Path], manifest: EdgeManifest, judge: Judge, held_out: Squares, recipe: Recipe | None
-) -> list[Measured]:
-    """Every form beside the first, which is the original: nearness, what is found, and time by turns."""
-    encoders = {form: encoder_of(path, manifest) for form, path in forms.items()}
-    asked = {form: judge.tokens(encoder) for form, encoder in encoders.items()}
-    original = next(iter(asked.values()))
-    times = _times(forms, held_out[:1])
+    forms: dict[str, Path], manifest: EdgeManifest, judge: Judge, held_out: Squares, recipes: dict[str, Recipe]
+) -> tuple[list[Measured], dict[str, str]]:
+    """Every form beside the first, which is the original: nearness, what is found, and time by turns. Then those whose
+    conversion went wrong, and how."""
+    tokens, left_out = _read_all(forms, manifest, judge)
+    times = _times({form: forms[form] for form in tokens}, held_out[:1])
     found = []
-    for form, path in forms.items():
+    for form, each in tokens.items():
         found.append(Measured(
-            form=form, bytes=path.stat().st_size, changes=judge.compare(original, asked[form]), p50_ms=times[form],
-            near=Nearness.of(asked[form], original),
-            recipe=recipe if form.startswith("int8") else None,
+            form=form, bytes=forms[form].stat().st_size, changes=judge.changes(each), p50_ms=times[form],
+            near=Nearness.of(each, judge.tokens), recipe=recipes.get(form.removesuffix(".ort")),
         ))  # fmt: skip
-    return found
+    return found, left_out
+
+
+def _read_all(forms: dict[str, Path], manifest: EdgeManifest, judge: Judge) -> tuple[dict[str, Floats], dict[str, str]]:
+    """The tokens of every form, and why some are left out. Int8 has passed the gate; what was only converted must give
+    its original's numbers: fp32 exactly, half precision and int8 nearly, as sums are rounded in other places."""
+    tokens: dict[str, Floats] = {}
+    left_out: dict[str, str] = {}
+    for form, path in sorted(forms.items(), key=lambda item: item[0].endswith(".ort")):
+        try:
+            came = judge.read(encoder_of(path, manifest))
+        except BadBundle as wrong:  # numbers beyond what float16 holds, for one
+            left_out[form] = str(wrong)
+            continue
+        same = form.endswith(".ort")
+        if same or form == "fp16":
+            far = parity.token_distance(came, tokens[form.removesuffix(".ort")] if same else judge.tokens)
+            allowed = CONVERTED[form]
+            if not far <= allowed:
+                left_out[form] = f"its tokens are {far:.1e} of a token's length off, {allowed:.0e} is allowed"
+                continue
+        tokens[form] = came
+    return {form: tokens[form] for form in forms if form in tokens}, left_out
 
 
 def _times(forms: dict[str, Path], pixels: Squares) -> dict[str, dict[int, float]]:
     """Median milliseconds of one picture, with one thread and with four, all forms by turns."""
-    from pocketlens_edge.runtime import Graph
-
     taken: dict[str, dict[int, float]] = {form: {} for form in forms}
     for threads in (1, 4):
         graphs = {form: Graph(path, threads=threads) for form, path in forms.items()}

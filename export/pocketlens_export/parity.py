@@ -5,17 +5,21 @@ the tolerance) the check proves nothing and the export is refused as surely as i
 
 from __future__ import annotations
 
+import os
+import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from pocketlens_cloud.compose import Composer
 from pocketlens_cloud.runtime import Graph
+from pocketlens_cloud.runtime import version as runtime_version
 from pocketlens_cloud.towers import ImageTower, Row, TextTower
 from pocketlens_edge.encoder import Encoder
 from pocketlens_samples.catalogue import random_edits, random_spec
@@ -29,6 +33,8 @@ from pocketlens_wire.manifest import read_cloud
 from pocketlens_wire.pictures import PictureSpec, fit
 from tokenizers import Tokenizer
 
+from pocketlens_export.graphs import OPSET
+
 Floats = NDArray[np.float32]
 
 TOLERANCE = 2e-5
@@ -40,7 +46,7 @@ TEETH = 10.0
 """A classic mistake must differ by at least this many tolerances."""
 
 
-class NotEqual(Exception):
+class NotEqual(ValueError):
     """A graph disagrees with its torch original, or a check has no teeth. No bundle is written."""
 
 
@@ -285,3 +291,15 @@ def check_baselines(folder: Path, given: Material, expected: Originals) -> list[
 def as_report(checks: list[Check]) -> list[dict[str, object]]:
     """JSON-ready records."""
     return [asdict(check) for check in checks]
+
+
+def made_with() -> dict[str, object]:
+    """What a report says of the tools and the machine."""
+    return {
+        "opset": OPSET,
+        "versions": {
+            "python": platform.python_version(), "torch": torch.__version__, "onnx": onnx.__version__,
+            "onnxruntime": runtime_version(), "numpy": np.__version__,
+        },
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+    }  # fmt: skip

@@ -12,7 +12,7 @@ import torch
 from pocketlens_training.checkpoint import Trained, load_run, load_sibling, sibling_folder
 
 from pocketlens_export import parity
-from pocketlens_export.bundle import PARITY_ROWS, cost_of, last_record, made_with, put_in_place, write_edge
+from pocketlens_export.bundle import PARITY_ROWS, cost_of, last_record, put_in_place, write_edge
 
 
 def export_sibling(run: Path, out: Path, *, tokens: int, name: str) -> dict[str, object]:
@@ -39,7 +39,7 @@ def _build(trained: Trained, folder: Path, tokens: int, name: str) -> dict[str, 
         "tokens": tokens,
         "cost": {"student": cost_of(student, trained.picture.side)},
         "lessons": {"student": last_record(log)},
-        **made_with(),
+        **parity.made_with(),
         "parity": parity.as_report(checks),
     }
     (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")

@@ -236,7 +236,7 @@ def ask(asked: Plan, folder: Folder, bundle: Path, address: str) -> list[Outcome
 
     encoder = Encoder.load(bundle)
     outcomes: list[Outcome] = []
-    with Client(address, token_space=encoder.manifest.token_space, encoder_id=encoder.encoder_id) as client:
+    with Client(address, encoder) as client:
         client.describe()  # opens the connection, which is no part of the first question
         for number, question in enumerate(asked.questions, start=1):
             file = folder.anchor_file(number, question.anchor) if question.anchor else None

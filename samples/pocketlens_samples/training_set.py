@@ -41,8 +41,8 @@ class Sizes:
     told: int = 120_000  # captions without pictures
     edits: int = 3  # of each of them
     triplets: int = 8_000
-    questions: int = 500
-    gallery: int = 2_000  # that the questions search
+    questions: int = 2_000  # the log of a training asks a part; forms of an encoder are judged by all
+    gallery: int = 10_000  # that the questions search
 
 
 def write_training_set(

@@ -26,7 +26,7 @@ from pocketlens_training.sets.pixels import square
 from pocketlens_training.sets.sources import Files
 from pocketlens_training.students.student import Student, student_picture
 
-ASKED = 500  # pictures whose sentences are tried
+ASKED = 500  # pictures whose sentences are tried; of a file of questions the first that are asked
 AMONG = 4000  # pictures they are searched among
 CHUNK = 128
 
@@ -94,7 +94,7 @@ class Questions:
         self, file: Path, material: Material, reader: Reader, *, where: Accelerator, workers: int, progress: Progress
     ) -> None:
         self.material, self.where, self.reader = material, where, reader
-        asked = read_triplets(file)
+        asked = read_triplets(file)[:ASKED]
         listed = file.parent / "gallery.txt"
         names = listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else []
         names = list(dict.fromkeys([*names, *(name for one in asked for name in one.targets)]))

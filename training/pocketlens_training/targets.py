@@ -69,7 +69,9 @@ class Sum(Blend):
 
     def __init__(self, empty_raw: Tensor, weight: float = 1.0) -> None:
         super().__init__(empty_raw)
-        self.weight = weight
+        self.weight: Tensor
+        # Not in the checkpoint, as the target's name has it; but a bundle's ids are made of all tensors.
+        self.register_buffer("weight", torch.tensor(weight), persistent=False)
 
     def weights(self, image_raw: Tensor) -> tuple[Tensor, Tensor]:
         ones = torch.ones_like(image_raw[:, :1])

@@ -42,7 +42,7 @@ class Tiny(Backbone):
 
     def forward(self, pixels: Tensor) -> Tensor:
         x = self.body(normalised(pixels).contiguous(memory_format=torch.channels_last))
-        return x.flatten(2).transpose(1, 2)
+        return x.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 class Timm(Backbone):
@@ -73,7 +73,7 @@ class Timm(Backbone):
     def forward(self, pixels: Tensor) -> Tensor:
         x = self.body.forward_features((pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std)
         if self._kind == "channels first":
-            return x.flatten(2).transpose(1, 2)
+            return x.permute(0, 2, 3, 1).flatten(1, 2)
         return x.flatten(1, 2) if self._kind == "channels last" else x[:, self._skip :]
 
 

@@ -26,7 +26,7 @@ class Student(nn.Module):
         return self.learner.read(self.encoder(pixels))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        return self.read(pixels).sentence
+        return self.learner(self.encoder(pixels))
 
     @property
     def tokens(self) -> int:
@@ -46,13 +46,18 @@ def make_student(
 
 def make_learner(name: str, channels: int, teacher: Teacher, *, tokens: int, anchors: int = 0) -> TokenLearner:
     """A fresh token learner of the size that the backbone `name` gets, upon a map of `channels`."""
-    own = name in TINY
-    learner = TokenLearner(
-        channels, tokens, teacher.word_width, width=128 if own else 256, heads=4 if own else 8,
-        anchors=words_of(teacher, anchors) if anchors else None,
-    )  # fmt: skip
+    words = words_of(teacher, anchors) if anchors else None
+    learner = learner_of_size(name, channels, teacher.word_width, tokens=tokens, anchors=words)
     learner.match_norm(median_norm(teacher))
     return learner
+
+
+def learner_of_size(
+    name: str, channels: int, word_width: int, *, tokens: int, anchors: Tensor | None = None
+) -> TokenLearner:
+    """The same, for no teacher in particular: of words of `word_width` numbers."""
+    own = name in TINY
+    return TokenLearner(channels, tokens, word_width, width=128 if own else 256, heads=4 if own else 8, anchors=anchors)
 
 
 def median_norm(teacher: Teacher) -> float:

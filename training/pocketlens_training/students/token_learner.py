@@ -14,7 +14,10 @@ from torch import Tensor, nn
 
 
 class Attention(nn.Module):
-    """Multi-head attention of queries over places; the output projection starts at zero."""
+    """Multi-head attention of queries over places; the output projection starts at zero.
+
+    Rows of all pictures lie below each other, and the products are written out: such a graph has half as many nodes
+    once exported, and a device runs them one by one."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -25,16 +28,19 @@ class Attention(nn.Module):
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, queries: Tensor, places: Tensor) -> Tensor:
-        batch, count, width = queries.shape
-        query = self.query(queries).view(batch, count, self.heads, -1).transpose(1, 2)
-        key, value = self.key_value(places).view(batch, places.shape[1], 2, self.heads, -1).unbind(2)
-        mixed = F.scaled_dot_product_attention(query, key.transpose(1, 2), value.transpose(1, 2))
-        return self.out(mixed.transpose(1, 2).reshape(batch, count, width))
+    def forward(self, queries: Tensor, places: Tensor, batch: int) -> Tensor:
+        """Queries (batch * count, width) over places (batch * places, width)."""
+        query, key, value = (
+            rows.reshape(batch, -1, self.heads, rows.shape[1] // self.heads)
+            for rows in (self.query(queries), *self.key_value(places).chunk(2, 1))
+        )
+        logits = query.transpose(1, 2) @ key.permute(0, 2, 3, 1) / query.shape[3] ** 0.5
+        mixed = logits.softmax(3) @ value.transpose(1, 2)
+        return self.out(mixed.transpose(1, 2).flatten(2).flatten(0, 1))
 
 
 class Block(nn.Module):
-    """Tokens look at the places, think, and look at each other."""
+    """Tokens (batch * k, width) look at the places (batch * places, width), think, and look at each other."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -43,11 +49,11 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, width))
         self.mix = Attention(width, heads)
 
-    def forward(self, tokens: Tensor, places: Tensor) -> Tensor:
-        tokens = tokens + self.cross(self.cross_norm(tokens), places)
+    def forward(self, tokens: Tensor, places: Tensor, batch: int) -> Tensor:
+        tokens = tokens + self.cross(self.cross_norm(tokens), places, batch)
         tokens = tokens + self.mlp(self.mlp_norm(tokens))
         normed = self.self_norm(tokens)
-        return tokens + self.mix(normed, normed)
+        return tokens + self.mix(normed, normed, batch)
 
 
 class Reading(NamedTuple):
@@ -93,13 +99,15 @@ class TokenLearner(nn.Module):
 
     def read(self, features: Tensor) -> Reading:
         """The sentence, and what inspection and LAR want to know of it."""
-        x = self.norm(self.project(features))
+        batch, count = features.shape[0], len(self.queries)
+        rows = self.norm(self.project(features.flatten(0, 1)))  # (batch * places, width)
+        x = rows.unflatten(0, features.shape[:2])
         attention = self.attention(x)
-        first = self.start(attention @ x) + self.queries
-        tokens = first
+        first = self.start((attention @ x).flatten(0, 1)).unflatten(0, (batch, count)) + self.queries
+        tokens = first.flatten(0, 1)
         for block in self.blocks:
-            tokens = block(tokens, x)
-        out = self.out(self.out_norm(tokens))
+            tokens = block(tokens, rows, batch)
+        out = self.out(self.out_norm(tokens)).unflatten(0, (batch, count))
         if self.anchors is not None:
             directions = F.normalize(self.anchors, dim=1).to(out.dtype)
             out = (self.sharpness.exp() * out @ directions.T).softmax(2) @ self.anchors.to(out.dtype)
