@@ -1,136 +1,75 @@
-"""Ask the retrieval service and understand its answer.
+"""Ask the retrieval service, blocking or in asyncio.
 
-Owns the channel (deadline, retries, message caps) and the way back from reply or status to plain values.
-What is asked is questions.py. Called by cli.py, doctor.py, the demo and the benchmarks; knows no pictures."""
+Owns who is asked and when it is over: a server through a channel, or a gallery on this device. What is asked is
+questions.py, what came back answers.py, the channel connection.py. Called by the command line, the demo and the
+benchmarks; knows no pictures."""
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
 from time import perf_counter
-from typing import Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, cast
 
 import grpc
+import grpc.aio
 import numpy as np
+from google.protobuf.message import Message
 from numpy.typing import NDArray
-from pocketlens_wire.errors import (
-    KIND_METADATA,
-    BadQuery,
-    Overloaded,
-    PocketlensError,
-    ServerFault,
-    TooLate,
-    Unavailable,
-    error_from_status,
-)
-from pocketlens_wire.limits import MAX_REQUEST_BYTES
+from pocketlens_wire.errors import BadQuery, Unavailable
 from pocketlens_wire.tokens import Encoding
 from pocketlens_wire.v1 import retrieval_pb2 as pb
 from pocketlens_wire.v1.retrieval_pb2_grpc import RetrievalStub
 
-from pocketlens_edge.questions import Mode, Scalar, from_value, mode_name, question
+from pocketlens_edge.answers import ENVELOPE_BYTES, Answer, Hit, answer_of
+from pocketlens_edge.connection import ATTEMPTS, Tls, check_server, open_async_channel, open_channel, plain_error
+from pocketlens_edge.questions import Mode, Scalar, question
+
+if TYPE_CHECKING:
+    from pocketlens_edge.encoder import Encoder
+
+__all__ = ["ATTEMPTS", "ENVELOPE_BYTES", "Answer", "Answerer", "AsyncClient", "Client", "Hit", "Tls", "open_channel"]
 
 Request = TypeVar("Request")
 Reply = TypeVar("Reply")
 
-MAX_REPLY_BYTES = 4 * 1024 * 1024  # 1,000 hits with 4 KB of payload each
-ENVELOPE_BYTES = 300  # see Answer.envelope_bytes
-ATTEMPTS = 4  # the first and three more: about 0.1, 0.2 and 0.4 s apart, enough for a server to restart
-_ADDRESS = re.compile(r"(\[[^\]\s]+\]|[^:/\s\[\]]+):\d{1,5}|unix:\S+")
-_LOOPBACK = ("127.", "localhost:", "[::1]:", "unix:")
 
-_SERVICE_CONFIG = {
-    "methodConfig": [
-        {
-            "name": [{"service": "pocketlens.v1.Retrieval"}],
-            "retryPolicy": {
-                "maxAttempts": ATTEMPTS,
-                "initialBackoff": "0.1s",
-                "maxBackoff": "1s",
-                "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE"],  # nothing else gets better by asking again
-            },
-        }
-    ]
-}
+class Answerer(Protocol):
+    """What answers in this process, without a network: see `local.open_gallery`. Raises PocketlensErrors."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Hit:
-    """One gallery picture. score: cosine, -1 to 1. payload: what the gallery knows of it, `file` among it."""
-
-    id: str
-    score: float
-    payload: dict[str, Scalar]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """What came back for one question.
-
-    hits: best first.
-    times_ms: milliseconds; the server's stages (`check`, `queue`, `text_tower`, `heads`, `search`, and their
-        `total`) and `round_trip`, from the call to its reply as the device sees it.
-    request_bytes: the serialised request message.
-    mode: `zero-shot` or `tuned`, as it was answered.
-    notes: what the asker should know, sentences.
-    words_used: the words that reached the text tower, if they had to be cut; else empty.
-    generation: the state of the gallery that answered.
-    """
-
-    hits: list[Hit]
-    times_ms: dict[str, float]
-    request_bytes: int
-    mode: str
-    notes: list[str]
-    words_used: str
-    generation: str
-    token_space: str
-    gallery_space: str
-
-    @property
-    def envelope_bytes(self) -> int:
-        """Estimate of what gRPC adds to the message on its way up.
-
-        Counted: all that HTTP/2 sends for the first question on a connection (its headers, frame headers,
-        flow control; 291 bytes seen by a counting proxy, grpcio 1.85). Later questions need about 90, as their
-        headers refer to the first's. Not counted: opening the connection (72 bytes, once) and TCP/IP."""
-        return ENVELOPE_BYTES
+    def search(self, request: pb.SearchRequest) -> pb.SearchReply: ...
+    def describe(self, request: pb.DescribeRequest) -> pb.DescribeReply: ...
 
 
 class Client:
-    """One connection to one server; threads may share it. A context manager; it closes what it opened.
+    """Asks one server, or a gallery on this device; threads may share it. A context manager; it closes what it opened.
 
     Args:
-        server: HOST:PORT.
-        token_space, encoder_id: of the bundle whose tokens are sent.
-        timeout_s: deadline of a question, retries included, seconds.
+        server: HOST:PORT, or what `open_gallery` gave.
+        encoder: whose tokens are sent; its two ids go with every question.
+        token_space, encoder_id: the same two where no encoder is loaded: for words alone, or tokens made elsewhere.
+        timeout_s: deadline of a question, retries included, seconds; a gallery on this device has none.
         encoding: how tokens travel.
+        tls: how the connection is encrypted; None: not at all.
         channel: a ready gRPC channel to use instead of opening one to `server`; the caller closes it.
     """
 
     def __init__(
         self,
-        server: str,
+        server: str | Answerer,
+        encoder: Encoder | None = None,
         *,
-        token_space: str,
-        encoder_id: str,
+        token_space: str = "",
+        encoder_id: str = "",
         timeout_s: float = 5.0,
         encoding: Encoding = Encoding.INT8,
+        tls: Tls | None = None,
         channel: grpc.Channel | None = None,
     ) -> None:
-        if not timeout_s > 0:
-            raise BadQuery(f"timeout is {timeout_s} s; it must be more than 0.")
-        self.server = server
-        self.token_space = token_space
-        self.encoder_id = encoder_id
-        self.timeout_s = timeout_s
-        self.encoding = encoding
-        self._channel = channel or open_channel(server)
-        self._owns_channel = channel is None
-        self._stub = RetrievalStub(self._channel)
+        self.token_space, self.encoder_id = _ids(encoder, token_space, encoder_id)
+        self.server, self.timeout_s, self.encoding = str(server), _positive(timeout_s), encoding
+        self._remote = _Remote(server, timeout_s, tls, channel) if isinstance(server, str) else None
+        self._answerer = self._remote or cast("Answerer", server)
 
     def __enter__(self) -> Self:
         return self
@@ -140,12 +79,12 @@ class Client:
 
     def close(self) -> None:
         """Close the connection, unless it was handed in. Nothing can be asked afterwards."""
-        if self._owns_channel:
-            self._channel.close()
+        if self._remote:
+            self._remote.close()
 
     def describe(self) -> pb.DescribeReply:
         """What the service speaks and allows. Raises a PocketlensError in plain words."""
-        return self._call(self._stub.Describe, pb.DescribeRequest())
+        return self._answerer.describe(pb.DescribeRequest())
 
     def search(
         self,
@@ -162,84 +101,200 @@ class Client:
         `mode` None leaves the choice to the server; `where` keeps pictures whose payload has these values.
         Raises BadQuery before sending what cannot be asked, and otherwise the PocketlensError of the
         server's status, in plain words."""
-        request = question(
-            token_space=self.token_space,
-            encoder_id=self.encoder_id,
-            tokens=tokens,
-            words=words,
-            encoding=self.encoding,
-            top=top,
-            mode=mode,
-            where=where or {},
-        )
+        return self.ask(self.question(tokens, words, top=top, mode=mode, where=where))
+
+    def question(
+        self,
+        tokens: NDArray[np.float32] | None,
+        words: str = "",
+        *,
+        top: int = 10,
+        mode: Mode | None = None,
+        where: Mapping[str, Scalar] | None = None,
+    ) -> pb.SearchRequest:
+        """What `search` would ask. Raises BadQuery for what cannot be asked; nothing is sent."""
+        return _question(self, tokens, words, top, mode, where)
+
+    def ask(self, request: pb.SearchRequest) -> Answer:
+        """Ask a question as it is, such as one that was kept. Raises the PocketlensError of the server's status."""
         start = perf_counter()
-        reply = self._call(self._stub.Search, request)
-        return _answer(reply, round_trip_ms=1e3 * (perf_counter() - start), request_bytes=request.ByteSize())
+        reply = self._answerer.search(request)
+        took_ms = 1e3 * (perf_counter() - start)
+        sent = request.ByteSize() if self._remote else 0
+        return answer_of(reply, request, server=self.server, round_trip_ms=took_ms, request_bytes=sent)
+
+
+class AsyncClient:
+    """`Client` for asyncio: the same arguments, questions, answers and errors. An asynchronous context manager.
+
+    Tasks of one event loop may share it, that in which it is first used. Cancelling a task cancels its question. A
+    gallery on this device is searched in a thread. Encoding blocks: `await asyncio.to_thread(encoder.encode, picture)`.
+    """
+
+    def __init__(
+        self,
+        server: str | Answerer,
+        encoder: Encoder | None = None,
+        *,
+        token_space: str = "",
+        encoder_id: str = "",
+        timeout_s: float = 5.0,
+        encoding: Encoding = Encoding.INT8,
+        tls: Tls | None = None,
+        channel: grpc.aio.Channel | None = None,
+    ) -> None:
+        self.token_space, self.encoder_id = _ids(encoder, token_space, encoder_id)
+        self.server, self.timeout_s, self.encoding = str(server), _positive(timeout_s), encoding
+        self._remote = _AsyncRemote(server, timeout_s, tls, channel) if isinstance(server, str) else None
+        self._answerer = self._remote or _InThread(cast("Answerer", server))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection, unless it was handed in. Nothing can be asked afterwards."""
+        if self._remote:
+            await self._remote.close()
+
+    async def describe(self) -> pb.DescribeReply:
+        """What the service speaks and allows. Raises a PocketlensError in plain words."""
+        return await self._answerer.describe(pb.DescribeRequest())
+
+    async def search(
+        self,
+        tokens: NDArray[np.float32] | None,
+        words: str = "",
+        *,
+        top: int = 10,
+        mode: Mode | None = None,
+        where: Mapping[str, Scalar] | None = None,
+    ) -> Answer:
+        """As `Client.search`."""
+        return await self.ask(_question(self, tokens, words, top, mode, where))
+
+    async def ask(self, request: pb.SearchRequest) -> Answer:
+        """As `Client.ask`."""
+        start = perf_counter()
+        reply = await self._answerer.search(request)
+        took_ms = 1e3 * (perf_counter() - start)
+        sent = request.ByteSize() if self._remote else 0
+        return answer_of(reply, request, server=self.server, round_trip_ms=took_ms, request_bytes=sent)
+
+
+def _ids(encoder: Encoder | None, token_space: str, encoder_id: str) -> tuple[str, str]:
+    """Token space and encoder id, from an encoder or as they were given."""
+    if encoder is None:
+        if not token_space:
+            raise TypeError("a client needs an encoder, or the token_space (and encoder_id) of the tokens it sends")
+        return token_space, encoder_id
+    if token_space or encoder_id:
+        raise TypeError("give a client an encoder or the two ids, not both")
+    return encoder.manifest.token_space, encoder.encoder_id
+
+
+def _positive(timeout_s: float) -> float:
+    if not timeout_s > 0:
+        raise BadQuery(f"timeout is {timeout_s} s; it must be more than 0.")
+    return timeout_s
+
+
+def _question(
+    asker: Client | AsyncClient,
+    tokens: NDArray[np.float32] | None,
+    words: str,
+    top: int,
+    mode: Mode | None,
+    where: Mapping[str, Scalar] | None,
+) -> pb.SearchRequest:
+    return question(
+        token_space=asker.token_space,
+        encoder_id=asker.encoder_id,
+        tokens=tokens,
+        words=words,
+        encoding=asker.encoding,
+        top=top,
+        mode=mode,
+        where=where or {},
+    )
+
+
+class _Remote:
+    """An Answerer behind a channel."""
+
+    def __init__(self, server: str, timeout_s: float, tls: Tls | None, channel: grpc.Channel | None) -> None:
+        self._server, self._timeout_s, self._tls = server, timeout_s, tls
+        self._channel = channel or open_channel(server, tls)
+        self._owns_channel = channel is None
+        self._stub = RetrievalStub(self._channel)
+
+    def search(self, request: pb.SearchRequest) -> pb.SearchReply:
+        return self._call(self._stub.Search, request)
+
+    def describe(self, request: pb.DescribeRequest) -> pb.DescribeReply:
+        return self._call(self._stub.Describe, request)
+
+    def close(self) -> None:
+        if self._owns_channel:
+            self._channel.close()
 
     def _call(self, method: grpc.UnaryUnaryMultiCallable[Request, Reply], request: Request) -> Reply:
         try:
-            return method(request, timeout=self.timeout_s)
+            return method(request, timeout=self._timeout_s)
         except grpc.RpcError as error:
-            raise self._in_plain_words(cast("grpc.Call", error)) from None
-
-    def _in_plain_words(self, failed: grpc.Call) -> PocketlensError:
-        kind = dict(failed.trailing_metadata() or ()).get(KIND_METADATA)
-        error = error_from_status(failed.code(), failed.details() or "", str(kind))
-        match error:
-            case TooLate():
-                return TooLate(f"{self.server}, {self.timeout_s:g} s allowed: {error}")
-            case Unavailable() | Overloaded() | ServerFault():
-                return type(error)(f"{self.server}: {error}")
-            case _:
-                return error
+            failed = cast("grpc.Call", error)
+            raise plain_error(failed, server=self._server, timeout_s=self._timeout_s, tls=self._tls) from None
 
 
-def open_channel(server: str) -> grpc.Channel:
-    """A channel with our retries and message caps; it connects on first use.
+class _AsyncRemote:
+    """The same in asyncio. Its channel is opened by the first question, as a channel belongs to an event loop."""
 
-    Raises BadQuery for what is not an address."""
-    if not _ADDRESS.fullmatch(server):
-        raise BadQuery(f"server `{server}` is not HOST:PORT, as in 127.0.0.1:50551.")
-    options: list[tuple[str, str | int]] = [
-        ("grpc.enable_retries", 1),
-        ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
-        ("grpc.initial_reconnect_backoff_ms", 100),  # so that a retry meets a server that has just come up
-        ("grpc.max_send_message_length", MAX_REQUEST_BYTES),
-        ("grpc.max_receive_message_length", MAX_REPLY_BYTES),
-        # Every byte up counts: no pings to probe bandwidth, no list of compressions (tokens do not compress).
-        ("grpc.http2.bdp_probe", 0),
-        ("grpc.compression_enabled_algorithms_bitset", 1),
-        # A proxy in the environment is for the world outside, and gRPC would use it for this machine too.
-        ("grpc.enable_http_proxy", int(not server.startswith(_LOOPBACK))),
-    ]
-    return grpc.insecure_channel(server, options=options)
+    def __init__(self, server: str, timeout_s: float, tls: Tls | None, channel: grpc.aio.Channel | None) -> None:
+        self._server, self._timeout_s, self._tls = server, timeout_s, tls
+        self._channel = channel
+        self._owns_channel = channel is None
+        self._closed = False
+        check_server(server, tls)
+
+    async def search(self, request: pb.SearchRequest) -> pb.SearchReply:
+        return await self._call(self._stub().Search, request)
+
+    async def describe(self, request: pb.DescribeRequest) -> pb.DescribeReply:
+        return await self._call(self._stub().Describe, request)
+
+    async def close(self) -> None:
+        self._closed = True
+        if self._owns_channel and self._channel:
+            await self._channel.close()
+
+    def _stub(self) -> Any:
+        if self._closed:
+            raise ValueError("the client is closed")
+        self._channel = self._channel or open_async_channel(self._server, self._tls)
+        return RetrievalStub(cast("grpc.Channel", self._channel))  # generated code takes both kinds
+
+    async def _call(self, method: Callable[..., Awaitable[Reply]], request: Message) -> Reply:
+        try:
+            return await method(request, timeout=self._timeout_s)
+        except grpc.aio.AioRpcError as failed:
+            raise plain_error(failed, server=self._server, timeout_s=self._timeout_s, tls=self._tls) from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if self._closed and not (task and task.cancelling()):  # gRPC cancels what is under way; nobody else did
+                raise Unavailable(f"{self._server}: the client was closed before the answer came.") from None
+            raise
 
 
-def _answer(reply: pb.SearchReply, *, round_trip_ms: float, request_bytes: int) -> Answer:
-    times = reply.times
-    return Answer(
-        hits=[
-            Hit(
-                id=hit.id,
-                score=hit.score,
-                payload={key: from_value(hit.payload[key]) for key in sorted(hit.payload)},
-            )
-            for hit in reply.hits
-        ],
-        times_ms={
-            "check": times.check_ms,
-            "queue": times.queue_ms,
-            "text_tower": times.text_tower_ms,
-            "heads": times.heads_ms,
-            "search": times.search_ms,
-            "total": times.total_ms,
-            "round_trip": round_trip_ms,
-        },
-        request_bytes=request_bytes,
-        mode=mode_name(reply.mode),
-        notes=list(reply.notes),
-        words_used=reply.words_used,
-        generation=reply.generation,
-        token_space=reply.token_space,
-        gallery_space=reply.gallery_space,
-    )
+class _InThread:
+    """An Answerer of this process, asked without holding up the event loop."""
+
+    def __init__(self, answerer: Answerer) -> None:
+        self._answerer = answerer
+
+    async def search(self, request: pb.SearchRequest) -> pb.SearchReply:
+        return await asyncio.to_thread(self._answerer.search, request)
+
+    async def describe(self, request: pb.DescribeRequest) -> pb.DescribeReply:
+        return await asyncio.to_thread(self._answerer.describe, request)

@@ -54,12 +54,14 @@ def question(
     """The request for `tokens` float32 (count, width), or None, and `words`.
 
     Raises BadQuery for what the server would only refuse, or what cannot be put on the wire: nothing asked,
-    tokens that are not finite (`tokens.pack` looks), text that is not Unicode, `top` outside 1 to MAX_TOP, an
-    oversize request."""
+    tokens that are not finite (`tokens.pack` looks), text that is not Unicode, `top` outside 1 to MAX_TOP, a mode
+    that is none, an oversize request."""
     if tokens is None and not words.strip():
         raise BadQuery("Nothing to search for. Give a picture, words, or both.")
     if not 1 <= top <= MAX_TOP:
         raise BadQuery(f"top is {top}; ask for 1 to {MAX_TOP} hits.")
+    if mode is not None and mode not in _WIRE_MODE:
+        raise BadQuery(f"mode is {mode!r}; it is one of {', '.join(Mode)}, or None for the server's choice.")
     request = pb.SearchRequest(
         token_space=token_space,
         words=_text(words, "the words"),

@@ -6,6 +6,7 @@ translation of its errors. Knows nothing of pictures and manifests. Called by en
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -18,6 +19,8 @@ from numpy.typing import NDArray
 from pocketlens_wire.errors import BadBundle
 
 CPU = "CPUExecutionProvider"
+TENSORRT = "TensorrtExecutionProvider"
+CUDA = "CUDAExecutionProvider"
 _SUFFIX = "ExecutionProvider"
 _REMOTE = "AzureExecutionProvider"  # listed by the stock wheel; calls a web service, never ours to choose
 _WARNINGS_OFF = 3  # ORT severity "error": what matters reaches us as an exception
@@ -38,6 +41,18 @@ class _Session(Protocol):
     def get_outputs(self) -> list[_Node]: ...
     def get_providers(self) -> list[str]: ...
     def run(self, output_names: list[str], input_feed: dict[str, Tensor]) -> list[Tensor]: ...
+
+
+class Runnable(Protocol):
+    """What runs an encoder: a Graph, or a TensorRT engine (engines.py)."""
+
+    path: Path
+    threads: int
+    provider: str
+    inputs: dict[str, tuple[str, list[int | str | None]]]
+    outputs: dict[str, tuple[str, list[int | str | None]]]
+
+    def run(self, outputs: Sequence[str], feeds: Mapping[str, Tensor]) -> list[Tensor]: ...
 
 
 def runtime_version() -> str:
@@ -78,11 +93,21 @@ class Graph:
         inputs, outputs: (ONNX type, shape) by tensor name; a shape holds sizes, names of free axes, or None.
     """
 
-    def __init__(self, path: Path, *, threads: int = 1, providers: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        threads: int = 1,
+        providers: Sequence[str] | None = None,
+        options: Mapping[str, Mapping[str, object]] | None = None,
+    ) -> None:
+        """options: of providers, by full name. Raises BadBundle."""
         wanted = [full_provider_name(name) for name in providers or (CPU,)]
+        if wanted[0] == TENSORRT and CUDA in offered_providers() and CUDA not in wanted:
+            wanted.append(CUDA)  # for what TensorRT does not take
         self.path = path
         self.threads = threads
-        self._session = _open(path, threads, wanted)
+        self._session = _open(path, threads, [(name, dict((options or {}).get(name, {}))) for name in wanted])
         self.provider = self._session.get_providers()[0]
         if self.provider != wanted[0]:
             raise BadBundle(
@@ -100,21 +125,45 @@ class Graph:
             raise BadBundle(f"{self.path}: ONNX Runtime could not run it: {_reason(error)}") from error
 
 
-def _open(path: Path, threads: int, providers: list[str]) -> _Session:
+def _open(path: Path, threads: int, providers: list[tuple[str, dict[str, object]]]) -> _Session:
     options = _ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = _WARNINGS_OFF
     try:
-        session = _ort.InferenceSession(str(path), sess_options=options, providers=providers)
+        # Without enable_fallback=0 it would print to stdout and start another provider.
+        session = _ort.InferenceSession(str(path), sess_options=options, providers=providers, enable_fallback=0)
     except Exception as error:  # as above
-        raise BadBundle(
-            f"{path}: not a graph that ONNX Runtime {runtime_version()} can open: {_reason(error)}"
-        ) from error
+        ours, on = f"ONNX Runtime {runtime_version()}", providers[0][0]
+        what = f"not a graph that {ours} can open" if on == CPU else f"{ours} cannot open it on {on}"
+        raise BadBundle(f"{path}: {what}: {_in_plain_words(error)}") from error
     return cast("_Session", session)
 
 
+_UPGRADE = "Upgrade ONNX Runtime, or export for an older one."
+_AGAIN = "Get the bundle again."
+
+# What ONNX Runtime says of a graph that it cannot open, and what it means; {} is what the brackets found.
+_PLAIN_WORDS = {
+    r"Opset (\d+) is under development": f"it needs ONNX opset {{}}, which is newer. {_UPGRADE}",
+    r"Unsupported model IR version: (\d+)": f"its ONNX file format {{}} is newer. {_UPGRADE}",
+    r"No Op registered for (\S+)": f"it needs the operator {{}}, which is not there. {_UPGRADE}",
+    r"Fatal error: ([^\s(]+)\S* is not a registered": f"it needs the operator {{}}, which is not there. {_UPGRADE}",
+    r'External data path does not exist: "?([^"]+)': f"its weights lie in {{}}, which is missing. {_AGAIN}",
+    r'path escapes model directory.*?: "?([^"]+)': f"its weights would lie outside the bundle, in {{}}. {_AGAIN}",
+    r"Protobuf parsing failed|No graph was found|ORT model verification failed": f"the file is broken. {_AGAIN}",
+    r"Invalid model\. (.+)": f"the graph is broken: {{}} {_AGAIN}",
+}
+
+
+def _in_plain_words(error: Exception) -> str:
+    for pattern, words in _PLAIN_WORDS.items():
+        if found := re.search(pattern, str(error)):
+            return words.format(*found.groups())
+    return _reason(error)
+
+
 def _reason(error: Exception) -> str:
-    """First line of ONNX Runtime's message, without its bracketed code."""
+    """First line of ONNX Runtime's message, without its bracketed code or its own place in the source."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].rpartition("] : ")[2][:300]
+    return re.sub(r"^/\S+:\d+ [^)]*\) ", "", lines[0].rpartition("] : ")[2])[:300]

@@ -6,8 +6,9 @@ meets a terminal. Called by cli.py, the demo may use it too."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 from pocketlens_wire.errors import BadPicture
@@ -17,9 +18,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pocketlens_edge.check import Check
 from pocketlens_edge.client import Answer, Hit
-from pocketlens_edge.doctor import Check
 from pocketlens_edge.sheet import Row
+
+if TYPE_CHECKING:
+    from pocketlens_edge.outbox import Question
 
 _SHORT_ID = 12
 _THUMBNAIL = 320  # the side hits are decoded for: as large as the page embeds them
@@ -30,8 +34,12 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else " " for char in text)
 
 
-def print_answer(console: Console, answer: Answer, device_ms: Mapping[str, float]) -> None:
-    """The hits as a table, then bytes and milliseconds, then what the asker should know."""
+def print_answer(
+    console: Console, answer: Answer, device_ms: Mapping[str, float], made_by: Mapping[str, str] | None = None
+) -> None:
+    """The hits as a table, then bytes and milliseconds, then what the asker should know.
+
+    made_by: `id`, `precision` and `provider` of the encoder, if a picture was asked with."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("rank", justify="right")
     table.add_column("id")
@@ -43,18 +51,25 @@ def print_answer(console: Console, answer: Answer, device_ms: Mapping[str, float
     console.print(table if answer.hits else "no picture matches")
     for line in _cost_lines(answer, device_ms):
         console.print(line, style="dim", highlight=False, soft_wrap=True)
+    if made_by:
+        said = f"tokens by {made_by['id']} in {made_by['precision']} on {made_by['provider']}"
+        console.print(said, style="dim", highlight=False, soft_wrap=True)
     for note in answer.notes:
         console.print(Text(f"note: {printable(note)}"), soft_wrap=True)
 
 
 def _cost_lines(answer: Answer, device_ms: Mapping[str, float]) -> tuple[str, ...]:
     """What the answer took: bytes, milliseconds here, milliseconds there."""
-    with_envelope = answer.request_bytes + answer.envelope_bytes
+    sent = "nothing, the gallery is on this device"
+    if answer.request_bytes:
+        with_envelope = answer.request_bytes + answer.envelope_bytes
+        sent = f"{answer.request_bytes:,} bytes, about {with_envelope:,} with the gRPC envelope"
+    where = "server " if answer.request_bytes else "gallery"
     there = {stage: ms for stage, ms in answer.times_ms.items() if stage not in ("round_trip", "total")}
     return (
-        f"sent    {answer.request_bytes:,} bytes, about {with_envelope:,} with the gRPC envelope; {answer.mode}",
+        f"sent    {sent}; {answer.mode}",
         f"device  {_stages(device_ms)}",
-        f"server  {_stages(there)}; round trip {answer.times_ms['round_trip']:.1f} ms",
+        f"{where} {_stages(there)}; round trip {answer.times_ms['round_trip']:.1f} ms",
     )
 
 
@@ -65,14 +80,34 @@ def _stages(times_ms: Mapping[str, float]) -> str:
 
 
 def print_checks(console: Console, checks: Sequence[Check]) -> None:
-    """What the doctor found, one paragraph a check; well or not is said in words, colour only helps."""
-    table = Table.grid(padding=(0, 2))
+    """What the doctor found, a line or two a check; well or not is said in words, colour only helps."""
+    table = Table.grid(padding=(0, 2, 0, 0))
     for check in checks:
-        mark = Text("ok", style="green") if check.ok else Text("FAIL", style="bold red")
-        table.add_row(mark, check.name, Text(printable(check.said), overflow="fold"))
+        mark = Text("FAIL", style="bold red") if not check.ok else Text("ok", style="green")
+        if check.ok and check.warn:
+            mark = Text("warn", style="yellow")
+        name = check.name.removeprefix("golden ")  # of a further form: its name says enough, and lines are short
+        table.add_row(mark, name, Text(printable(check.said), overflow="fold"))
     console.print(table)
     bad = [check.name for check in checks if not check.ok]
-    console.print(f"not well: {', '.join(bad)}" if bad else "all well", style="bold")
+    warned = [check.name for check in checks if check.ok and check.warn]
+    said = f"not well: {', '.join(bad)}" if bad else "all well"
+    console.print(f"{said}; look at: {', '.join(warned)}" if warned else said, style="bold")
+
+
+def print_outbox(console: Console, waiting: Sequence[Question], *, now: datetime) -> None:
+    """What waits in an outbox as a table."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("id", no_wrap=True)
+    for name in ("age", "picture", "words"):
+        table.add_column(name, overflow="fold")
+    for question in waiting:
+        minutes = (now - question.created).total_seconds() / 60
+        age = f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.0f} h"
+        cells = (question.id, age, question.picture or "", question.request.words)
+        table.add_row(*(Text(printable(cell)) for cell in cells))
+    if waiting:
+        console.print(table)
 
 
 def answer_json(answer: Answer, device_ms: Mapping[str, float]) -> dict[str, Any]:
