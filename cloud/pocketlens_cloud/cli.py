@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pocketlens_cloud.compose import Composer
     from pocketlens_cloud.gallery import Gallery
     from pocketlens_cloud.ingest import IngestReport
+    from pocketlens_cloud.server import Front
     from pocketlens_cloud.service import Service
 
 app = typer.Typer(
@@ -140,15 +141,29 @@ def serve(
     insecure_listen: Annotated[
         bool, typer.Option("--insecure-listen", help="Allow a --host others can reach, without encryption.")
     ] = False,
+    web: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT", help="Also serve the page here: the device's part in a browser.", show_default=False
+        ),
+    ] = None,
+    pictures: Annotated[
+        Path | None,
+        typer.Option(help="Folder that was indexed, so that the page can show the hits.", show_default=False),
+    ] = None,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
 ) -> None:
     """Answer composed queries over gRPC until SIGTERM or Ctrl-C.
 
     One line on stdout says when it is ready and where. Stopping finishes the calls in flight.
 
+    With --web a browser can ask too: the page turns the picture into tokens itself and sends only those.
+
     [bold]Examples[/bold]
 
     pocketlens-cloud serve --gallery ./gallery
+
+    pocketlens-cloud serve --gallery ./gallery --web 127.0.0.1:8080 --pictures ~/Pictures
 
     pocketlens-cloud serve --gallery ./gallery --port 0 --ready-file ./address
     """
@@ -157,7 +172,12 @@ def serve(
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     with _plain_errors():
         _guard_host(host, insecure_listen)
-        _serve(gallery, bundle, host, port, threads, precision, ready_file)
+        if pictures and not web:
+            raise typer.BadParameter("is for the page: give --web too", param_hint="--pictures")
+        page = _address(web) if web else None
+        if page:
+            _guard_host(page[0], insecure_listen)
+        _serve(gallery, bundle, host, port, threads, precision, ready_file, page, pictures)
 
 
 @app.command()
@@ -322,9 +342,18 @@ def _guard_host(host: str, insecure_listen: bool) -> None:
     err.print(f"warning: calls to {host} are neither encrypted nor authenticated", style="yellow", markup=False)
 
 
+def _address(text: str) -> tuple[str, int]:
+    """HOST:PORT or [HOST]:PORT as its two parts."""
+    host, _, port = text.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    if not host or not port.isdecimal() or int(port) > 65535 or (":" in host and not bracketed):
+        raise typer.BadParameter(f"{text} is not HOST:PORT, as in 127.0.0.1:8080", param_hint="--web")
+    return host.strip("[]"), int(port)
+
+
 def _serve(
     gallery: Path, bundle: Path | None, host: str, port: int, threads: int | None, precision: str,
-    ready_file: Path | None,
+    ready_file: Path | None, page: tuple[str, int] | None, pictures: Path | None,
 ) -> None:  # fmt: skip
     """Load gallery and models side by side, then serve until told to stop."""
     from concurrent.futures import ThreadPoolExecutor
@@ -349,7 +378,8 @@ def _serve(
             f"{held.size} pictures, token space {composer.manifest.token_space}, "
             f"gallery space {held.gallery_space}, {composer.provider}"
         )
-        _run(service, host, port, ready_file, facts)
+        beside = _page(service, held, bundle, page, pictures) if page else None
+        _run(service, host, port, ready_file, facts, beside)
 
 
 def _open_gallery(path: Path) -> "Gallery":
@@ -366,7 +396,30 @@ def _load_composer(bundle: Path | None, threads: int | None, precision: str) -> 
     return Composer.load(bundle or default_bundle(), threads=threads, precision=precision)
 
 
-def _run(service: "Service", host: str, port: int, ready_file: Path | None, facts: str) -> None:
+def _page(
+    service: "Service", gallery: "Gallery", bundle: Path | None, at: tuple[str, int], pictures: Path | None
+) -> "Callable[[Front], AbstractAsyncContextManager[None]]":
+    """The gateway, opened: what it lacks is said before anything listens."""
+    from pocketlens_wire.bundle import default_bundle
+
+    from pocketlens_cloud import gateway
+    from pocketlens_cloud.thumbnails import Thumbnails
+
+    host, port = at
+    site = gateway.open_site(service, bundle or default_bundle(), Thumbnails(gallery, pictures) if pictures else None)
+
+    def on_ready(bound: int) -> None:
+        name = f"[{host}]" if ":" in host else host
+        shown = "" if pictures else "; without --pictures it shows no pictures"
+        out.print(f"page on http://{name}:{bound}/{shown}", markup=False, highlight=False)
+
+    return lambda front: gateway.serving(front, site, host=host, port=port, on_ready=on_ready)
+
+
+def _run(
+    service: "Service", host: str, port: int, ready_file: Path | None, facts: str,
+    beside: "Callable[[Front], AbstractAsyncContextManager[None]] | None",
+) -> None:  # fmt: skip
     import asyncio
     import signal
 
@@ -385,7 +438,7 @@ def _run(service: "Service", host: str, port: int, ready_file: Path | None, fact
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop.set))
-        await server.run(service, host=host, port=port, on_ready=on_ready, stop=stop)
+        await server.run(service, host=host, port=port, on_ready=on_ready, stop=stop, beside=beside)
 
     try:
         asyncio.run(until_told())

@@ -82,6 +82,10 @@ class Composer:
             head = pool.submit(_load_query_head, folder, manifest, threads)
             return cls(manifest, tokenizer.result(), tower.result(), head.result())
 
+    def with_tower(self, tower: TextTower) -> "Composer":
+        """The same bundle with another form of its text tower."""
+        return Composer(self.manifest, self._tokenizer, tower, self._query_head)
+
     @property
     def modes(self) -> list[Mode]:
         """Modes this bundle can compose for."""

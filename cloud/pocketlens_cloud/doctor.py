@@ -3,6 +3,7 @@
 Replays the bundle's golden vectors through the towers and heads that serving and indexing use, and says
 what was found line by line. Prints nothing itself (cli.py does)."""
 
+import math
 import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -64,13 +65,11 @@ def _bundle(bundle: Path) -> Iterator[Finding]:
         for precision, form in manifest.text_tower.items():
             composer = Composer.load(folder, precision=precision)
             yield Finding("provider", f"{precision} text tower on {composer.provider}")
-            for name, came in _asked(composer, golden):
-                yield _compare(f"{name}, {precision}", came, golden[name], form.tolerance)
+            yield from _compared(composer, golden, precision, form.tolerance)
         for precision, form in manifest.image_tower.items():
             tower = ImageTower(folder, manifest, precision=precision)
             yield Finding("provider", f"{precision} image tower on {tower.provider}")
-            for name, came in _seen(tower, golden):
-                yield _compare(f"{name}, {precision}", came, golden[name], form.tolerance)
+            yield from _compared(tower, golden, precision, form.tolerance)
 
 
 def _asked(composer: Composer, golden: Any) -> Iterator[tuple[str, NDArray[np.float32]]]:
@@ -94,13 +93,22 @@ def _seen(tower: ImageTower, golden: Any) -> Iterator[tuple[str, NDArray[np.floa
         yield "union", union
 
 
-def _compare(name: str, came: NDArray[np.float32], wanted: NDArray[np.float32], tolerance: float) -> Finding:
-    if came.shape != wanted.shape:
-        return Finding(name, f"shape {came.shape}, golden has {wanted.shape}", ok=False)
-    # Raw features are not of unit length: their tolerance grows with them.
-    allowed = tolerance * max(1.0, float(np.abs(wanted).max()))
-    worst = float(np.abs(came - wanted).max())
-    return Finding(name, f"worst difference {worst:.2e}, allowed {allowed:.2e}", ok=worst <= allowed)
+def differences(through: Composer | ImageTower, golden: Any) -> Iterator[tuple[str, float, float]]:
+    """(golden name, largest difference on this machine, its scale) of all that comes through a tower.
+
+    Scale: 1, or the largest golden number beyond it, as raw features are not of unit length. Shapes that differ are
+    infinitely far apart."""
+    found = _asked(through, golden) if isinstance(through, Composer) else _seen(through, golden)
+    for name, came in found:
+        wanted = golden[name]
+        far = float(np.abs(came - wanted).max()) if came.shape == wanted.shape else math.inf
+        yield name, far, max(1.0, float(np.abs(wanted).max()))
+
+
+def _compared(through: Composer | ImageTower, golden: Any, precision: str, tolerance: float) -> Iterator[Finding]:
+    for name, far, scale in differences(through, golden):
+        said = f"worst difference {far:.2e}, allowed {tolerance * scale:.2e}"
+        yield Finding(f"{name}, {precision}", said, ok=far <= tolerance * scale)
 
 
 def _gallery(bundle: Path, path: Path) -> Iterator[Finding]:

@@ -245,6 +245,11 @@ class Gallery:
             if offset is None:
                 return
 
+    def payload(self, point_id: str) -> dict[str, Scalar] | None:
+        """What is stored with one picture; None if the gallery does not hold it."""
+        found = self._shard.retrieve([_uuid(point_id)], with_payload=True, with_vector=False)
+        return self._out(found[0].payload) if found else None
+
     def check_filter(self, where: Payload) -> None:
         """Raise BadQuery if `where` names an unknown key or gives a value of the wrong type."""
         check_filter(where, self._description.payload)

@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn, TypeVar
 
@@ -65,7 +66,10 @@ class Front:
         return self._service.describe()
 
     async def search(self, request: pb.SearchRequest, context: Any) -> pb.SearchReply:
-        is_too_late = _deadline(context)
+        return await self.ask(request, _deadline(context))
+
+    async def ask(self, request: pb.SearchRequest, is_too_late: Callable[[], bool]) -> pb.SearchReply:
+        """One question, whichever way it came: those from the page wait in the same queue as gRPC's."""
         if is_too_late():
             raise TooLate("the deadline had passed when the question arrived")
         if self._waiting >= MAX_WAITING:
@@ -88,23 +92,30 @@ async def run(
     port: int,
     on_ready: Callable[[int], None],
     stop: asyncio.Event,
+    beside: Callable[[Front], AbstractAsyncContextManager[object]] | None = None,
 ) -> None:
     """Serve until `stop` is set, then take no new calls, finish those in flight, return.
 
-    `port` 0 lets the system choose; `on_ready` gets the port it is. Raises ServerFault if the port cannot
-    be had."""
+    `port` 0 lets the system choose; `on_ready` gets the port it is. `beside`: what else answers from the same
+    front in the meantime, entered before and left after (gateway.py). Raises ServerFault if the port cannot be had."""
     require_upb()
     with ThreadPoolExecutor(WORKERS, "model") as pool:
-        server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=2 * MAX_WAITING)
-        server.add_generic_rpc_handlers([_handlers(Front(service, pool))])
-        try:
-            bound = server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
-        except RuntimeError as error:
-            raise ServerFault(f"cannot listen on {host}, port {port}: is another program there? ({error})") from error
-        await server.start()
-        on_ready(bound)
-        await stop.wait()
-        await server.stop(GRACE_S)
+        front = Front(service, pool)
+        async with beside(front) if beside else nullcontext():
+            await _run(front, host, port, on_ready, stop)
+
+
+async def _run(front: Front, host: str, port: int, on_ready: Callable[[int], None], stop: asyncio.Event) -> None:
+    server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=2 * MAX_WAITING)
+    server.add_generic_rpc_handlers([_handlers(front)])
+    try:
+        bound = server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+    except RuntimeError as error:
+        raise ServerFault(f"cannot listen on {host}, port {port}: is another program there? ({error})") from error
+    await server.start()
+    on_ready(bound)
+    await stop.wait()
+    await server.stop(GRACE_S)
 
 
 def is_loopback(host: str) -> bool:

@@ -78,6 +78,7 @@ class Service:
             bundle=manifest.name,
             server_version=version(),
             provider=self._composer.provider,
+            unix_ms=time.time_ns() // 1_000_000,
         )
 
     def check(self, request: pb.SearchRequest) -> Question:
