@@ -8,7 +8,7 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -52,6 +52,7 @@ HONESTY = (
 )
 
 METRICS = ("R@1", "R@5", "R@10", "mAP@10")
+IN_INT8 = tuple((f"{mode}, int8 encoder", mode) for mode in ("zero-shot", "tuned"))
 CHUNK = 256  # queries composed between two steps of the progress bar
 WEIGHTS = tuple(float(w) for w in np.round(np.geomspace(0.1, 10.0, 25), 3))  # tried for picture + weight * words
 
@@ -112,6 +113,8 @@ def _left_out(lab: Lab) -> list[str]:
         said.append("symmetric, tuned control: the bundle has no baselines folder")
     if "tuned" not in lab.composer.modes:
         said.append("tuned: the bundle has no heads")
+    if lab.int8 is None:
+        said.append("int8 encoder: the bundle has no such form")
     return said
 
 
@@ -138,7 +141,7 @@ class Bench:
                 differences=(
                     ("zero-shot", "sum, tuned"), ("zero-shot", "symmetric"),
                     ("zero-shot", "zero-shot, f32"), ("tuned", "zero-shot"), ("tuned", "tuned control"),
-                    ("ceiling", "zero-shot"),
+                    ("ceiling", "zero-shot"), *IN_INT8,
                 ),
             )  # fmt: skip
 
@@ -161,7 +164,8 @@ class Bench:
             features = lab.composer.features(list(zip(sent(tokens), texts, strict=True)))
             rows.append(Row(name="tuned control", vectors=lab.baselines.control(features)))
         rows.append(Row(name="ceiling", vectors=self.compose([(None, text) for text in self.told(found)])))
-        return rows + [Row(name=f"zero-shot, {name}", vectors=self.compose(others)) for name, others in asks.items()]
+        rows += [Row(name=f"zero-shot, {name}", vectors=self.compose(others)) for name, others in asks.items()]
+        return rows + self.in_int8(files, texts)
 
     def told(self, found: ComposedSet) -> list[str]:
         """For the ceiling: the composed prompt with the anchor's true caption in the sentence's place."""
@@ -184,11 +188,11 @@ class Bench:
         words, both = words_for_sketches(found, self.seed)
         with self.shelf("sketch gallery", folder, found.gallery) as shelf:
             large = Row(name="large image tower", vectors=self.lab.image(files))
-            alone = self.by_mode([(token, "") for token in tokens])
-            together = self.by_mode(list(zip(tokens, words, strict=True)))
+            alone = self.by_mode([(token, "") for token in tokens]) + self.in_int8(files, [""] * len(files))
+            together = self.by_mode(list(zip(tokens, words, strict=True))) + self.in_int8(files, words)
             return [
-                self.table("sketch", "sketch to picture", shelf, [large, *alone], found.relevant),
-                self.table("sketch_and_words", "sketch + words", shelf, together, both),
+                self.table("sketch", "sketch to picture", shelf, [large, *alone], found.relevant, differences=IN_INT8),
+                self.table("sketch_and_words", "sketch + words", shelf, together, both, differences=IN_INT8),
             ]
 
     def tuned_weight(self) -> float:
@@ -214,6 +218,14 @@ class Bench:
             Row(name=mode, vectors=self.compose(asks, mode), against=self.lab.composer.vector_of(mode))
             for mode in self.lab.composer.modes
         ]
+
+    def in_int8(self, files: list[bytes], texts: Sequence[str]) -> list[Row]:
+        """The same questions with tokens of the encoder in int8; none where the bundle has no such form."""
+        if self.lab.int8 is None:
+            return []
+        tokens = sent(self.lab.tokens(files, self.lab.int8))
+        rows = self.by_mode(list(zip(tokens, texts, strict=True)))
+        return [replace(row, name=f"{row.name}, int8 encoder") for row in rows]
 
     def compose(self, asks: Sequence[Ask], mode: Mode = "zero-shot") -> Vectors:
         parts = []

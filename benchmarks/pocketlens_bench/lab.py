@@ -34,6 +34,7 @@ class Lab:
     """The loaded parts of one bundle."""
 
     encoder: Encoder
+    int8: Encoder | None  # the same student in int8, if the bundle has it
     composer: Composer
     tower: ImageTower
     places: Graph  # the image tower again, for its third output
@@ -43,8 +44,10 @@ class Lab:
     @classmethod
     def open(cls, bundle: Path, *, threads: int) -> "Lab":
         folder, manifest = open_cloud_half(bundle)
+        encoder = Encoder.load(bundle, threads=1)
         return cls(
-            encoder=Encoder.load(bundle, threads=1),
+            encoder=encoder,
+            int8=Encoder.load(bundle, threads=1, precision="int8") if "int8" in encoder.manifest.graphs else None,
             composer=Composer.load(bundle, threads=threads),
             tower=ImageTower(folder, manifest, threads=threads),
             places=Graph(folder / manifest.image_tower["fp32"].file, threads=threads),

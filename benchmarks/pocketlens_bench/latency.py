@@ -308,8 +308,7 @@ def counted(server: Running, encoder: Encoder, tokens: Any, encoding: Encoding) 
 
 def client_of(encoder: Encoder, address: str, encoding: Encoding = Encoding.INT8) -> Client:
     """The device's client for the encoder's bundle."""
-    space = encoder.manifest.token_space
-    return Client(address, token_space=space, encoder_id=encoder.encoder_id, encoding=encoding, timeout_s=30.0)
+    return Client(address, encoder, encoding=encoding, timeout_s=30.0)
 
 
 def _modes(client: Client) -> list[str]:

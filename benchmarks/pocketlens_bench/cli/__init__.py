@@ -20,14 +20,16 @@ from pocketlens_bench.cli import (
     robustness,
     scale,
     score,
+    start,
     tokens,
+    zoo,
 )
 from pocketlens_bench.cli.root import commands
 from pocketlens_bench.command_line import remember_command
 
 __all__ = [
     "ablation", "accuracy", "app", "distil_pace", "latency", "load", "network", "paper", "report", "robustness",
-    "scale", "score", "tokens",
+    "scale", "score", "start", "tokens", "zoo",
 ]  # fmt: skip
 
 

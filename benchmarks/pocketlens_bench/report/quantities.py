@@ -27,6 +27,7 @@ SKIPPED = (
     "tried",
     "over_base",
     "over_control",
+    "runs",
 )
 BREAKDOWNS = ("groups", "severities", "drop", "p99_ms")  # parts of other figures, or too few values to be steady
 LESS_IS_BETTER = ("drop", "more_lost")  # keys over figures that say how much was lost
@@ -39,7 +40,7 @@ SHARES = ("recall",)
 TIME_SHARES = ("of_bare",)  # as much a matter of the clock as times are
 AMOUNTS = {  # what a thing takes, whatever the clock says
     "parameters": "count", "multiply_adds": "count", "gflops_per_picture": "GFLOP", "remembered_mb_per_picture": "MB",
-    "frozen_mb": "MB", "trained_mb": "MB",
+    "frozen_mb": "MB", "trained_mb": "MB", "peak_mb": "MB", "binary_mb": "MB",
 }  # fmt: skip
 
 

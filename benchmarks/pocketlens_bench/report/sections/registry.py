@@ -9,14 +9,18 @@ from pocketlens_bench.report.sections.network import Network
 from pocketlens_bench.report.sections.robustness import Robustness
 from pocketlens_bench.report.sections.scale import Scale, Tradeoff
 from pocketlens_bench.report.sections.section import Section
+from pocketlens_bench.report.sections.start import Start
 from pocketlens_bench.report.sections.tokens import Tokens
+from pocketlens_bench.report.sections.zoo import Zoo
 
 SECTIONS: tuple[Section, ...] = (
     Accuracy(),
     Score(),
     Ablation(),
     Distil(),
+    Zoo(),
     Latency(),
+    Start(),
     Load(),
     Network(),
     Scale(),
