@@ -5,8 +5,9 @@ import json
 import shutil
 
 import pytest
-from pocketlens_bench.accuracy import METRICS, measure
+from pocketlens_bench.accuracy import IN_INT8, METRICS, measure
 from pocketlens_bench.baselines import Baselines
+from pocketlens_bench.lab import Lab
 from pocketlens_bench.report.console import print_accuracy
 from pocketlens_bench.world import Sizes
 from pocketlens_wire.bundle import default_bundle
@@ -29,6 +30,8 @@ COMPOSED = [
     "zero-shot, f32",
     "zero-shot, f16",
     "zero-shot, int4",
+    "zero-shot, int8 encoder",
+    "tuned, int8 encoder",
 ]
 
 
@@ -49,7 +52,17 @@ def test_every_row_of_the_issue_is_there(result):
     assert (tables["composed"]["queries"], tables["composed"]["gallery"]) == (20, 200)
     assert result["left_out"] == []
     against = {row["name"]: row["against"] for row in tables["composed"]["rows"]}
-    assert [name for name, vector in against.items() if vector == "union"] == ["tuned"]
+    assert [name for name, vector in against.items() if vector == "union"] == ["tuned", "tuned, int8 encoder"]
+
+
+def test_the_int8_encoder_stands_beside_fp32(result):
+    """In every table with pictures, and in pairs: its own tokens, not those of fp32 again."""
+    for table in result["tables"]:
+        if table["key"] == "text_to_image":
+            continue
+        assert [(one["of"], one["over"]) for one in table["differences"]][-2:] == list(IN_INT8)
+    lab = Lab.open(default_bundle(), threads=1)
+    assert lab.int8 is not None and lab.int8.form == "int8" and lab.encoder.form == "fp32"
 
 
 def test_figures_are_percent_with_intervals_around_them(result):

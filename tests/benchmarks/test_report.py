@@ -65,6 +65,19 @@ def latency() -> dict:
     return result("latency", tables=[{"title": "end to end", "rounds": 50, "stages": stages}])
 
 
+def start(sent_ms: float = 300.0, peak_mb: float = 100.0) -> dict:
+    row = {"name": "self-contained, fp32", "request_ms": sent_ms, "request_p95_ms": 450.0, "whole_ms": 420.0}
+    return result(
+        "start",
+        tables=[
+            {"key": "query", "title": "One query", "rows": [{**row, "peak_mb": peak_mb, "runs": []}]},
+            {"key": "phases", "title": "Where", "rows": [{"name": "import numpy", "phase_ms": 50.0, "part": 1.0}]},
+        ],
+        binary_mb=133.0,
+        left_out=[],
+    ) | {"conditions": {**deepcopy(CARD), "sizes": {"rounds": 30}}}
+
+
 def load() -> dict:
     rows = [
         {"offered_per_s": x, "achieved_per_s": min(x, 150.0), "p50_ms": 5 + x / 50, "p95_ms": 8 + exp(x / 40),
@@ -194,9 +207,47 @@ def distil() -> dict:
     return made
 
 
+def zoo() -> dict:
+    def form(precision, ms):
+        times = {"p50_ms": ms, "p25_ms": 0.9 * ms, "p75_ms": 1.1 * ms}
+        return {"precision": precision, "graph_bytes": 4e6, "ort_bytes": 4.1e6, "peak_bytes": 9e7, "threads_1": times,
+                "threads_4": times}  # fmt: skip
+
+    rows = [
+        {"name": name, "side": 224, "parameters": 3_700_000, "multiply_adds": 206_000_000, "recipe": "per tensor",
+         "forms": [form("fp32", ms), form("fp16", ms), form("int8", ms / 2)]}
+        for name, ms in (("light, 512", 4.7), ("heavy image tower", 99.0))
+    ]  # fmt: skip
+    ratios = [
+        {"name": "light against heavy", "times_faster": figure(42.1), "least": 35.0, "reached": True},
+        {"name": "light against itself", "times_faster": figure(2.1, 0.1), "least": 2.3, "reached": False},
+        {"name": "for the record", "times_faster": figure(3.0), "least": None, "reached": None},
+    ]
+    made = result(
+        "zoo", tables=[{"key": "zoo", "title": "Zoo", "rows": rows}], ratios=ratios, empty_process_bytes=6e7,
+        governor="performance", lost=["light against itself: short"], left_out=[],
+    )  # fmt: skip
+    made["conditions"] |= {"sizes": {"rounds": 60}, "bundle": None}
+    return made
+
+
 EVERY = {
     make.__name__: make
-    for make in (accuracy, score, ablation, distil, latency, load, network, scale, tradeoff, robustness, tokens)
+    for make in (
+        accuracy,
+        score,
+        ablation,
+        distil,
+        zoo,
+        latency,
+        start,
+        load,
+        network,
+        scale,
+        tradeoff,
+        robustness,
+        tokens,
+    )
 }
 
 
@@ -275,6 +326,14 @@ def test_the_chosen_setting_is_marked_once(saved):
     assert "| m 16, ef_construct 100, int8 | int8 | 256 **chosen** |" in text
 
 
+def test_a_ratio_is_shown_with_what_was_asked_for(saved):
+    text = text_of(saved(zoo()))
+    assert "| light against heavy | 42.10 | 40.10 to 44.10 | 35 | PASS |" in text
+    assert "| light against itself | 2.10 | 2.00 to 2.20 | 2.3 | short of it |" in text
+    assert "| for the record | 3.00 | 1.00 to 5.00 |  |  |" in text
+    assert "| light, 512 | fp32 | 4.0 MB | 4.1 MB | 4.70 (4.23 to 5.17) |" in text
+
+
 def test_where_nobody_looked_for_losses_the_page_claims_nothing(saved):
     made = tokens()
     assert "Nobody worked it out" in text_of(saved(made))
@@ -283,6 +342,13 @@ def test_where_nobody_looked_for_losses_the_page_claims_nothing(saved):
 
 def test_the_slowest_stage_is_named(saved):
     assert "end to end: 68% of the median goes into `encode`, 9.00 of 13.2 ms" in text_of(saved(latency()))
+
+
+def test_a_process_that_starts_too_slowly_or_is_too_large_is_named(saved):
+    assert "takes" not in text_of(saved(start()))
+    text = text_of(saved(start(sent_ms=401.0, peak_mb=130.4)))
+    assert "`self-contained, fp32` takes 401 ms, more than the 400 it is meant to" in text
+    assert "`self-contained, fp32` takes 130 MB, more than the 120 it is meant to" in text
 
 
 def test_the_command_is_the_one_that_was_typed(saved):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 
 import grpc
@@ -176,9 +177,8 @@ def test_doctor_finds_a_tower_that_computes_something_else(invoke, make_toy, toy
     arrays["pixels"] = arrays["pixels"][..., ::-1]  # BGR
     np.savez(folder / "golden.npz", **arrays)
     told = json.loads((folder / "manifest.json").read_text())
-    file = manifest.describe_file(folder / "golden.npz")
-    told["golden"] = {"file": file.file, "sha256": file.sha256, "bytes": file.bytes}
-    (folder / "manifest.json").write_text(json.dumps(told))
+    told["golden"] = asdict(manifest.describe_file(folder / "golden.npz"))
+    (folder / "manifest.json").write_text(json.dumps({**told, "seal": manifest._seal(told)}))
     found = invoke("doctor", "--bundle", sick.bundle, "--json")
     assert found.exit_code == 1
     assert {f["what"] for f in json.loads(found.stdout) if not f["ok"]} == {

@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import time
 
 import grpc
 import numpy as np
@@ -111,6 +112,7 @@ def test_describe_says_what_is_spoken_and_allowed(toy, running):
     assert list(told.payload_keys) == ["colour", "count", "file", "price", "sold"]
     assert told.provider.endswith("ExecutionProvider")
     assert told.generation == running.search(toy.request()).generation
+    assert abs(told.unix_ms / 1000 - time.time()) < 60
 
 
 BAD = {

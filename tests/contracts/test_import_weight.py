@@ -13,7 +13,7 @@ TRAINING_ONLY = {"torch", "torchvision", "open_clip", "timm", "transformers", "o
 SERVICE_ONLY = {"tokenizers", "qdrant_edge", "qdrant_client"}
 FORBIDDEN = {
     "pocketlens_wire": TRAINING_ONLY | SERVICE_ONLY | {"onnxruntime", "rich", "safetensors", "typer"},
-    "pocketlens_edge": TRAINING_ONLY | SERVICE_ONLY | {"safetensors", "pocketlens_cloud"},
+    "pocketlens_edge": TRAINING_ONLY | SERVICE_ONLY | {"safetensors", "pocketlens_cloud", "tensorrt", "cuda"},
     "pocketlens_cloud": TRAINING_ONLY | {"safetensors", "pocketlens_edge"},
     "pocketlens_samples": TRAINING_ONLY,
 }

@@ -98,6 +98,7 @@ def write_edge(folder: Path, *, graph: onnx.ModelProto, sentence: np.ndarray | N
         graphs={"fp32": describe_encoder(folder / "encoder.fp32.onnx", encoder=ENCODER, tolerance=TOLERANCE)},
         golden=describe_file(folder / "golden.npz"),
         report=None,
+        page=None,
     )
     write(manifest, folder)
     return folder

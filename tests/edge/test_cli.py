@@ -45,7 +45,9 @@ def test_search_json_schema(run, server, service, photo):
         "generation",
         "bytes",
         "times_ms",
+        "encoder",
     }
+    assert answer["encoder"]["precision"] == "fp32" and answer["encoder"]["id"].startswith("enc-")
     assert answer["mode"] == "zero-shot"
     assert answer["notes"] == ["unknown word: frob"]
     assert answer["bytes"]["message"] == service.requests[0].ByteSize()

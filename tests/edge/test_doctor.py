@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-LOCAL = ["machine", "bundle", "encoder", "golden", "latency"]
+LOCAL = ["machine", "bundle", "encoder", "golden", "latency", "memory"]
 
 
 def test_all_well(run):
@@ -18,6 +18,7 @@ def test_all_well(run):
     assert checks["encoder"]["threads"] == 1
     assert checks["golden"]["max_difference"] <= checks["golden"]["tolerance"]
     assert set(checks["latency"]["times_ms"]) == {"open", "fit", "encode", "pack"}
+    assert 20e6 < checks["memory"]["peak_bytes"] < 64e9  # with all that the tests before it have loaded
     assert set(checks["machine"]["versions"]) >= {"python", "onnxruntime", "numpy", "pillow", "grpcio"}
 
 
@@ -26,6 +27,16 @@ def test_it_fits_on_one_screen(run, server):
     assert ran.code == 0
     assert "all well" in ran.out
     assert len(ran.out.splitlines()) <= 24
+
+
+def test_the_sample_bundle_fits_on_a_terminal_of_80(run, server, monkeypatch):
+    """Its server is another's, which takes the longest line there is."""
+    monkeypatch.delenv("POCKETLENS_BUNDLE")
+    monkeypatch.setenv("COLUMNS", "80")
+    ran = run("doctor", "--server", server)
+    assert "not well: server" in ran.out
+    assert len(ran.out.splitlines()) <= 24
+    assert max(len(line.rstrip()) for line in ran.out.splitlines()) <= 80
 
 
 def test_a_flipped_byte_is_found(run, own_bundle):

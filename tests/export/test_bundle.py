@@ -13,6 +13,7 @@ import pocketlens_export
 import pytest
 from onnx import numpy_helper
 from pocketlens_cloud.compose import Composer
+from pocketlens_cloud.doctor import examine
 from pocketlens_edge.encoder import Encoder
 from pocketlens_export import parity
 from pocketlens_export.bundle import export_bundle
@@ -46,7 +47,7 @@ def test_report_holds_every_graph_with_teeth(tiny_bundle: Path) -> None:
 
 
 def test_ids_follow_the_weights(tiny_bundle: Path, tiny_run: Path, tmp_path: Path) -> None:
-    again = export_bundle(tiny_run, tmp_path / "again", name="another name")
+    again = export_bundle(tiny_run, tmp_path / "again", name="another name", exact_only=True)
     first = json.loads((tiny_bundle / "report.json").read_text())
     assert {key: again[key] for key in ("token_space", "gallery_space", "encoder")} == {
         key: first[key] for key in ("token_space", "gallery_space", "encoder")
@@ -58,7 +59,7 @@ def test_ids_follow_the_weights(tiny_bundle: Path, tiny_run: Path, tmp_path: Pat
     tensors = load_file(other / "student.safetensors")
     tensors["student.learner.gain"] = tensors["student.learner.gain"] * 1.01
     save_file(tensors, other / "student.safetensors")
-    changed = export_bundle(other, tmp_path / "changed", name="tiny")
+    changed = export_bundle(other, tmp_path / "changed", name="tiny", exact_only=True)
     assert changed["encoder"] != first["encoder"]
     assert changed["token_space"] == first["token_space"]
     assert changed["gallery_space"] == first["gallery_space"]
@@ -160,3 +161,32 @@ def test_cli_refuses_in_one_line(tiny_run: Path, tiny_bundle: Path, tmp_path: Pa
     assert "begin one with `pocketlens-train distill` or `pocketlens-train sample`" in unfinished.stderr
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob(".out*"))
+
+
+# --- further forms, by the command itself
+
+
+def test_a_bundle_brings_its_further_forms_or_says_why_not(tiny_run: Path, tmp_path: Path) -> None:
+    """The tiny run knows too little for its int8 to pass for certain; half precision is there either way."""
+    ran = CliRunner().invoke(app, ["bundle", str(tiny_run), "-o", str(tmp_path / "out"), "--json"])
+    assert ran.exit_code == 0, ran.stderr
+    forms = json.loads(ran.stdout)["forms"]
+    edge, cloud = read_edge(tmp_path / "out"), read_cloud(tmp_path / "out")
+    assert {"fp32", "fp32.ort", "fp16"} <= set(edge.graphs)
+    assert ("int8" in edge.graphs) == (forms["no_int8"] is None)
+    assert {graph.encoder for graph in edge.graphs.values()} <= set(cloud.encoders)
+    assert edge.page is not None and edge.report is not None
+    held = {each["tower"]: each for each in forms["towers"]}
+    assert ("int8" in cloud.text_tower) == (held["text_tower"]["said"] is not None)
+    assert ("int8" in cloud.image_tower) == (held["image_tower"]["said"] is not None)
+    assert all(finding.ok for finding in examine(tmp_path / "out"))
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["forms"]["format"] == 1
+
+
+def test_a_run_whose_pictures_are_gone_gives_a_bundle_of_fp32(tiny_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run, run, ignore=shutil.ignore_patterns("set"))
+    ran = CliRunner().invoke(app, ["bundle", str(run), "-o", str(tmp_path / "out")])
+    assert ran.exit_code == 0, ran.stderr
+    assert "No further forms" in ran.stdout and "pairs.jsonl" in ran.stdout and "quantize" in ran.stdout
+    assert set(read_edge(tmp_path / "out").graphs) == {"fp32"}

@@ -49,7 +49,7 @@ def golden_asks(bundle: Path) -> list[tuple[np.ndarray, str]]:
 
 def test_a_run_without_heads_gives_the_untuned_mode_alone(run_with, tiny_bundle: Path, tmp_path: Path) -> None:
     out = tmp_path / "bundle"
-    report = export_bundle(run_with(None), out, name="bare")
+    report = export_bundle(run_with(None), out, name="bare", exact_only=True)
     manifest = read_cloud(out)
     assert manifest.query_head is None and manifest.target_head is None
     assert manifest.targets == ["original"]
@@ -70,7 +70,7 @@ def test_a_run_without_heads_gives_the_untuned_mode_alone(run_with, tiny_bundle:
 
 def test_heads_for_galleries_as_they_are_search_them_as_they_are(run_with, tmp_path: Path) -> None:
     recipe = HeadRecipe(composition="pdv:1.2", target="original")
-    export_bundle(run_with(recipe), tmp_path / "bundle", name="pdv")
+    export_bundle(run_with(recipe), tmp_path / "bundle", name="pdv", exact_only=True)
     manifest = read_cloud(tmp_path / "bundle")
     assert manifest.query_head is not None and manifest.target_head is None and manifest.targets == ["original"]
     composer = Composer.load(tmp_path / "bundle")
@@ -92,7 +92,7 @@ def test_the_tuned_mode_of_the_sample_searches_unions(tiny_bundle: Path) -> None
 @pytest.mark.parametrize("target", ["sum", "union"])
 def test_every_learned_target_is_exported(run_with, tmp_path: Path, target: str) -> None:
     recipe = HeadRecipe(target=target, steps=4, batch=32)
-    report = export_bundle(run_with(recipe), tmp_path / "bundle", name=target)
+    report = export_bundle(run_with(recipe), tmp_path / "bundle", name=target, exact_only=True)
     assert read_cloud(tmp_path / "bundle").targets == ["original", "union"]
     assert report["heads"]["target"] == target
     (check,) = [check for check in report["parity"] if check["graph"] == "target_head.onnx"]
@@ -102,14 +102,14 @@ def test_every_learned_target_is_exported(run_with, tmp_path: Path, target: str)
 def test_a_composition_that_reads_states_is_refused(run_with, tmp_path: Path) -> None:
     run = run_with(HeadRecipe(composition="transagg", steps=2, batch=16))
     with pytest.raises(ValueError, match="the service does not compose by transagg, which reads states of every token"):
-        export_bundle(run, tmp_path / "bundle", name="transagg")
+        export_bundle(run, tmp_path / "bundle", name="transagg", exact_only=True)
     assert not (tmp_path / "bundle").exists() and not list(tmp_path.glob(".bundle*"))
 
 
 def test_a_teacher_beyond_one_file_is_refused(tiny_run: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("pocketlens_export.bundle.MOST_BYTES", 1000)
     with pytest.raises(ValueError, match=r"its image tower has .* Choose a smaller teacher"):
-        export_bundle(tiny_run, tmp_path / "bundle", name="big")
+        export_bundle(tiny_run, tmp_path / "bundle", name="big", exact_only=True)
     assert not (tmp_path / "bundle").exists()
 
 
@@ -120,7 +120,7 @@ def test_a_student_may_see_more_or_fewer_pixels_than_its_teacher(tiny_run: Path,
         f"run:{tiny_run / 'teacher'}", replace(set_sources(tiny_run / "set"), told=None, questions=None), run, recipe,
         where=machine("cpu"), progress=progress_bar(), cache=tiny_run / "teacher",
     )  # fmt: skip
-    report = export_bundle(run, tmp_path / "bundle", name="small")
+    report = export_bundle(run, tmp_path / "bundle", name="small", exact_only=True)
     edge, cloud = read_edge(tmp_path / "bundle"), read_cloud(tmp_path / "bundle")
     assert (edge.picture.side, cloud.picture.side, edge.token_count) == (64, TINY.teacher.side, 3)
     assert edge.picture.fit == cloud.picture.fit

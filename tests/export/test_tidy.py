@@ -9,15 +9,16 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from pocketlens_edge.runtime import Graph
-from pocketlens_export.tidy import NORMALISE, tidy
+from pocketlens_export.tidy import NORMALISE, read_levels, tidy
 
 SIDE = 8
 
 
 def written(
-    path: Path, *, keepdims: int = 1, axes: tuple[int, ...] = (2, 3), mean: tuple[int, ...] = (3, 1, 1)
-) -> Path:
-    """Pixels, normalised by three constants, convolved, and their mean over places."""
+    path: Path, *, keepdims: int = 1, axes: tuple[int, ...] = (2, 3), mean: tuple[int, ...] = (3, 1, 1),
+    pooled: bool = True,
+) -> Path:  # fmt: skip
+    """Pixels, normalised by three constants, convolved, and their mean over places unless `pooled` is False."""
     random = np.random.default_rng(3)
     constants = {
         "grey": np.float32(255), "mean": random.random(mean, np.float32), "std": random.random(mean, np.float32) + 0.5,
@@ -30,7 +31,9 @@ def written(
         helper.make_node("Sub", ["unit", "mean"], ["centred"]),
         helper.make_node("Div", ["centred", "std"], ["normal"]),
         helper.make_node("Conv", ["normal", "weights"], ["seen"], pads=[1, 1, 1, 1]),
-        helper.make_node("ReduceMean", ["seen", "axes"], ["sentence"], keepdims=keepdims),
+        helper.make_node("ReduceMean", ["seen", "axes"], ["sentence"], keepdims=keepdims)
+        if pooled
+        else helper.make_node("Identity", ["seen"], ["sentence"]),
     ]
     graph = helper.make_graph(
         nodes, "g", [helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["n", SIDE, SIDE, 3])],
@@ -85,3 +88,42 @@ def test_an_input_that_nothing_reads_stays_an_input(tmp_path: Path) -> None:
     onnx.save(model, path)
     tidy(path)
     assert [each.name for each in onnx.load(path).graph.input] == ["pixels", "unread"]
+
+
+# --- for int8: the first convolution reads grey levels
+
+
+def levelled(path: Path, change=lambda graph: None) -> Path:
+    tidy(path)
+    model = onnx.load(path)
+    change(model.graph)
+    read_levels(model.graph)
+    onnx.checker.check_model(model)
+    onnx.save(model, path.with_suffix(".levels.onnx"))
+    return path.with_suffix(".levels.onnx")
+
+
+def test_grey_levels_give_what_normalised_pixels_gave_at_the_rim_too(tmp_path: Path) -> None:
+    path = written(tmp_path / "g.onnx", pooled=False)
+    before = run(path)
+    after = run(levelled(path))
+    assert before.shape == (3, 4, SIDE, SIDE) and np.abs(after - before).max() < 1e-4
+    assert kinds(levelled(path))[:6] == ["Transpose", "Reshape", "Pad", "Reshape", "DequantizeLinear", "Conv"]
+
+
+def test_grey_levels_stand_for_themselves(tmp_path: Path) -> None:
+    """One step is one level: nothing is rounded between the picture and the first weights."""
+    graph = onnx.load(levelled(written(tmp_path / "g.onnx"))).graph
+    named = {each.name: numpy_helper.to_array(each) for each in graph.initializer}
+    read = next(node for node in graph.node if node.op_type == "DequantizeLinear")
+    assert named[read.input[1]] == 1 and named[read.input[2]].dtype == np.uint8
+
+
+def test_normalised_pixels_that_something_else_reads_too_are_left_alone(tmp_path: Path) -> None:
+    def read_twice(graph: onnx.GraphProto) -> None:
+        norm = next(node for node in graph.node if node.name == NORMALISE)
+        graph.node.append(helper.make_node("Identity", [norm.output[0]], ["also"]))
+
+    path = written(tmp_path / "g.onnx")
+    assert "DequantizeLinear" not in kinds(levelled(path, read_twice))
+    assert np.abs(run(levelled(path, read_twice)) - run(path)).max() == 0

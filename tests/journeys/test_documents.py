@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 import typer
 from pocketlens_bench.protocols import PROTOCOLS
+from pocketlens_edge import outbox
 from pocketlens_samples.catalogue import ATTRIBUTES
 from pocketlens_samples.language import vocabulary
 from pocketlens_wire import limits
-from pocketlens_wire.errors import STATUS_OF
+from pocketlens_wire.errors import HTTP_STATUS_OF, STATUS_OF
 from pocketlens_wire.tokens import Encoding, pack
 
 ROOT = Path(__file__).parents[2]
@@ -78,8 +79,11 @@ def test_every_command_on_a_page_exists_with_its_options(page):
         group = _click_command(Path(name).name)
         if not words:
             continue
-        command = group.commands.get(words[0]) if hasattr(group, "commands") else group
-        assert command is not None, f"{_name(page)}: {line}"
+        command = group
+        for word in words[:2]:  # a group of commands may hold another
+            if hasattr(command, "commands"):
+                command = command.commands.get(word)
+            assert command is not None, f"{_name(page)}: {line}"
         known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
         for word in words:
             if re.match(r"--?[a-z]", word):
@@ -117,8 +121,8 @@ def _table(page: str, first: str) -> list[list[str]]:
 
 
 def test_the_status_table_is_the_codes():
-    written = {row[0]: row[1] for row in _table("wire.md", "error")}
-    assert written == {error.__name__: status.name for error, status in STATUS_OF.items()}
+    written = {row[0]: (row[1], row[2]) for row in _table("wire.md", "error")}
+    assert written == {error.__name__: (status.name, str(HTTP_STATUS_OF[error])) for error, status in STATUS_OF.items()}
 
 
 def test_the_token_tables_are_the_codecs():
@@ -137,6 +141,12 @@ def test_the_limits_are_the_codes():
     assert said["filters"] == str(limits.MAX_CONDITIONS)
     assert said["hits"] == f"{limits.MAX_TOP:,}"
     assert said["one request"] == f"{limits.MAX_REQUEST_BYTES // 1024} KiB"
+
+
+def test_the_limits_of_an_outbox_are_the_codes():
+    said = {row[0]: row[1] for row in _table("query.md", "of an outbox")}
+    assert said["questions"].startswith(f"{outbox.MAX_QUESTIONS:,} and {outbox.MAX_BYTES // 2**20} MiB")
+    assert said["age"].startswith(f"{outbox.MAX_AGE.days} days")
 
 
 def test_the_sample_worlds_figures_are_the_codes():

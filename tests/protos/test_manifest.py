@@ -50,6 +50,7 @@ def edge_manifest(folder: Path) -> EdgeManifest:
         graphs={"fp32": described(folder / "encoder.fp32.onnx")},
         golden=describe_file(folder / "golden.npz"),
         report=None,
+        page=None,
     )
 
 
@@ -143,6 +144,56 @@ def edited(bundle: Path, half: str, key: str, value: object) -> Path:
         inner[last] = value
     path.write_text(json.dumps(raw))
     return path
+
+
+# --- what no id can see: a valid change by hand
+
+
+@pytest.mark.parametrize(
+    ("half", "key", "value"),
+    [
+        ("edge", "name", "another"),
+        ("edge", "picture.fit", "squash"),
+        ("edge", "picture.resample", "bilinear"),
+        ("edge", "picture.side", 95),
+        ("edge", "graphs.fp32.tolerance", 0.5),
+        ("cloud", "prompts.composed", "a sketch of {sentence}, {words}"),
+        ("cloud", "encoders", ["enc-0123456789abcdef", "enc-of-another"]),
+        ("cloud", "text.slot", 5),
+        ("cloud", "gallery_space", "gs-fedcba9876543210"),
+        ("cloud", "context", 47),
+    ],
+)
+def test_a_valid_change_by_hand_is_refused(bundle, half, key, value):
+    edited(bundle, half, key, value)
+    with pytest.raises(BadBundle, match="`seal` does not hold: another key was changed after export") as refusal:
+        READ[half](bundle / half)
+    assert "manifest.json" in str(refusal.value)
+
+
+@pytest.mark.parametrize("seal", [None, "", 7, "0" * 64])
+def test_a_broken_or_missing_seal_is_refused(bundle, seal):
+    edited(bundle, "edge", "seal", seal)
+    with pytest.raises(BadBundle, match="`seal`"):
+        manifest.read_edge(bundle)
+    edited(bundle, "edge", "seal", DROP)
+    with pytest.raises(BadBundle, match="`seal` is missing"):
+        manifest.read_edge(bundle)
+
+
+def test_no_two_forms_are_one_file_and_no_two_precisions_one_encoder(bundle):
+    """Else a form would answer under another's id."""
+    folder = bundle / "edge"
+    (folder / "int8.onnx").write_bytes(b"int8")
+    good = manifest.read_edge(bundle)
+    int8 = describe_encoder(folder / "int8.onnx", encoder="enc-int8", tolerance=1.0)
+    fp32 = good.graphs["fp32"]
+    manifest.write(replace(good, graphs={"fp32": fp32, "int8": int8}), folder)
+    with pytest.raises(BadBundle, match=r"`graphs\.int8\.encoder` is that of fp32"):
+        manifest.write(replace(good, graphs={"fp32": fp32, "int8": replace(int8, encoder=fp32.encoder)}), folder)
+    with pytest.raises(BadBundle, match=r"`graphs\.int8\.sha256` is that of fp32"):
+        manifest.write(replace(good, graphs={"fp32": fp32, "int8": replace(fp32, encoder="enc-int8")}), folder)
+    manifest.write(replace(good, graphs={"fp32": fp32, "fp32.ort": replace(int8, encoder=fp32.encoder)}), folder)
 
 
 def leaf_keys(cls: type, folder: Path) -> list[str]:

@@ -9,7 +9,7 @@ from pocketlens_training.cost import multiply_adds, parameters
 from pocketlens_training.sample import TINY, SampleRecipe
 from pocketlens_training.students.backbones import make_backbone
 from pocketlens_training.students.student import Student
-from pocketlens_training.students.token_learner import TokenLearner
+from pocketlens_training.students.token_learner import Attention, TokenLearner
 from pocketlens_training.targets import GatedUnion
 from pocketlens_training.teachers.own import TeacherRecipe, build_towers
 from pocketlens_training.teachers.towers import ImageTower, TextTower
@@ -84,6 +84,37 @@ def test_a_token_is_read_where_it_looks() -> None:
     pooled = reading.attention @ learner.norm(learner.project(features))
     assert torch.allclose(reading.first, learner.start(pooled) + learner.queries, atol=1e-6)
     assert torch.equal(reading.sentence, learner(features))
+
+
+@torch.no_grad()
+def test_tokens_of_a_picture_do_not_depend_on_its_neighbours() -> None:
+    """Rows of all pictures lie below each other inside; none may read another's."""
+    torch.manual_seed(0)
+    learner = TokenLearner(8, 3, 16).eval()
+    for block in learner.blocks:
+        for attention in (block.cross, block.mix):
+            torch.nn.init.normal_(attention.out.weight)
+    features = torch.randn(4, 9, 8)
+    alone = torch.cat([learner(features[n : n + 1]) for n in range(4)])
+    assert torch.allclose(learner(features), alone, atol=1e-5)
+    assert (alone[0] - alone[1]).abs().max() > 1e-2
+
+
+@torch.no_grad()
+def test_attention_is_that_of_torch() -> None:
+    torch.manual_seed(0)
+    attention = Attention(16, 4)
+    torch.nn.init.normal_(attention.out.weight)
+    queries, places = torch.randn(2, 3, 16), torch.randn(2, 9, 16)
+    weight, bias = attention.key_value.weight.chunk(2), attention.key_value.bias.chunk(2)
+    expected, _ = torch.nn.functional.multi_head_attention_forward(
+        queries.transpose(0, 1), places.transpose(0, 1), places.transpose(0, 1), 16, 4,
+        None, torch.cat([attention.query.bias, *bias]), None, None, False, 0.0, attention.out.weight,
+        attention.out.bias, use_separate_proj_weight=True, q_proj_weight=attention.query.weight,
+        k_proj_weight=weight[0], v_proj_weight=weight[1],
+    )  # fmt: skip
+    came = attention(queries.flatten(0, 1), places.flatten(0, 1), 2).unflatten(0, (2, 3))
+    assert torch.allclose(came, expected.transpose(0, 1), atol=1e-5)
 
 
 @torch.no_grad()
