@@ -47,7 +47,7 @@ edge-binary: .venv-binary/installed ## Pack pocketlens-edge without need of Pyth
 	@du -sh dist/pocketlens-edge dist/*.tar.gz
 
 clean: ## Remove the environments, caches and the demo's output
-	@rm -rf .venv .venv-binary .venv-demo demo edge/web/node_modules cloud/pocketlens_cloud/page build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	@rm -rf .venv .venv-binary .venv-demo demo edge/web/node_modules cloud/pocketlens_cloud/serving/page build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- environments; made anew only when pyproject.toml changed. Editable, so the code is always the current one.

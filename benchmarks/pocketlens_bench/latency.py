@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pocketlens_cloud import ingest
 from pocketlens_cloud.bundle import open_cloud_half
+from pocketlens_cloud.indexing import ingest
 from pocketlens_cloud.towers import ImageTower
 from pocketlens_edge.client import Answer, Client
 from pocketlens_edge.encoder import Encoder

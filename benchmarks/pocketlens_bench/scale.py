@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pocketlens_cloud.gallery import INDEX, WALK, Gallery, Point
+from pocketlens_cloud.gallery.embedded import INDEX, WALK, Gallery, Point
 from pocketlens_samples.catalogue import Spec
 from pocketlens_samples.queries import COMPOSED_SEED, ComposedSet, composed_set
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from pocketlens_cloud.gallery import Gallery, Point
+from pocketlens_cloud.gallery.embedded import Gallery, Point
 
 from pocketlens_bench.lab import Lab, Vectors
 from pocketlens_bench.protocols.measures import Hits

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pocketlens_cloud.gallery import INDEX, WALK, Gallery, IndexSettings, Point, Walk
+from pocketlens_cloud.gallery.embedded import INDEX, WALK, Gallery, IndexSettings, Point, Walk
 
 from pocketlens_bench.conditions import conditions, load_now
 from pocketlens_bench.world import OnProgress, silently

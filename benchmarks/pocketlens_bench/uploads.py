@@ -20,9 +20,9 @@ import numpy as np
 from PIL import Image
 from pocketlens_cloud.bundle import open_cloud_half
 from pocketlens_cloud.compose import VECTOR_OF, Composer
-from pocketlens_cloud.gallery import Gallery
+from pocketlens_cloud.gallery.embedded import Gallery
 from pocketlens_cloud.runtime import Graph
-from pocketlens_cloud.server import WORKERS
+from pocketlens_cloud.serving.front import WORKERS
 from pocketlens_wire.errors import BadBundle
 from pocketlens_wire.pictures import PictureSpec, fit, open_picture
 

@@ -16,7 +16,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pocketlens_cloud.directory import Lock
+from pocketlens_cloud.gallery.directory import Lock
 from pocketlens_wire.errors import BadPicture
 from pocketlens_wire.pictures import MAX_PIXELS, PictureSpec, fit, open_picture
 

@@ -17,7 +17,7 @@ from pocketlens_wire.errors import BadQuery, ServerFault
 from pocketlens_wire.manifest import CloudManifest
 
 from pocketlens_cloud.bundle import open_cloud_half
-from pocketlens_cloud.payload import clip
+from pocketlens_cloud.gallery.payload import clip
 from pocketlens_cloud.runtime import Graph
 from pocketlens_cloud.tokenizer import Tokenizer
 from pocketlens_cloud.towers import Row, TextTower

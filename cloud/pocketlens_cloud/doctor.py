@@ -19,8 +19,8 @@ from pocketlens_wire.errors import PocketlensError
 from pocketlens_cloud import runtime, service
 from pocketlens_cloud.bundle import open_cloud_half
 from pocketlens_cloud.compose import Composer
-from pocketlens_cloud.gallery import Gallery
-from pocketlens_cloud.server import require_upb
+from pocketlens_cloud.gallery.embedded import Gallery
+from pocketlens_cloud.serving.server import require_upb
 from pocketlens_cloud.towers import ImageTower
 
 

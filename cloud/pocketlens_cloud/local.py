@@ -9,7 +9,7 @@ from typing import final
 from pocketlens_wire.v1 import retrieval_pb2 as pb
 
 from pocketlens_cloud.compose import Composer
-from pocketlens_cloud.gallery import Gallery
+from pocketlens_cloud.gallery.embedded import Gallery
 from pocketlens_cloud.service import Service
 
 

@@ -17,8 +17,8 @@ from pocketlens_wire.errors import BadQuery, GalleryError, SpaceMismatch, TooLat
 from pocketlens_wire.v1 import retrieval_pb2 as pb
 
 from pocketlens_cloud.compose import Composer, Mode
-from pocketlens_cloud.gallery import Gallery, Scored
-from pocketlens_cloud.payload import Scalar, clip
+from pocketlens_cloud.gallery.embedded import Gallery, Scored
+from pocketlens_cloud.gallery.payload import Scalar, clip
 
 log = logging.getLogger(__name__)
 

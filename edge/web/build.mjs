@@ -6,7 +6,7 @@ import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 
 const here = dirname(fileURLToPath(import.meta.url));
-const out = process.argv[2] ?? join(here, "../../cloud/pocketlens_cloud/page");
+const out = process.argv[2] ?? join(here, "../../cloud/pocketlens_cloud/serving/page");
 const ort = join(here, "node_modules/onnxruntime-web/dist");
 
 // ONNX Runtime stays in files of its own: it finds its wasm beside itself and starts its threads from itself.

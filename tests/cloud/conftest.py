@@ -19,10 +19,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
-from pocketlens_cloud import ingest, server
 from pocketlens_cloud.compose import Composer
-from pocketlens_cloud.gallery import Gallery
+from pocketlens_cloud.gallery.embedded import Gallery
+from pocketlens_cloud.indexing import ingest
 from pocketlens_cloud.service import Service
+from pocketlens_cloud.serving import server
 from pocketlens_wire import manifest
 from pocketlens_wire.pictures import PictureSpec, fit, open_picture
 from pocketlens_wire.tokens import Encoding, pack

@@ -14,7 +14,7 @@ from pathlib import Path
 import grpc
 import pytest
 from pocketlens_cloud.cli import app
-from pocketlens_cloud.gallery import Gallery
+from pocketlens_cloud.gallery.embedded import Gallery
 from pocketlens_wire.v1.retrieval_pb2_grpc import RetrievalStub
 from typer.testing import CliRunner
 

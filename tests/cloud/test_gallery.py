@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pocketlens_cloud.gallery import Gallery, Point
-from pocketlens_cloud.payload import MAX_PAYLOAD_BYTES, learn
+from pocketlens_cloud.gallery.embedded import Gallery, Point
+from pocketlens_cloud.gallery.payload import MAX_PAYLOAD_BYTES, learn
 from pocketlens_wire.errors import BadQuery, GalleryError
 
 DIM = 16
@@ -212,7 +212,10 @@ def test_payload_that_could_not_be_filtered_is_refused(bad, message):
 
 def test_a_second_process_is_refused_with_the_holders_pid(filled):
     gallery, *_ = filled
-    code = "import sys, pathlib; from pocketlens_cloud.gallery import Gallery; Gallery.open(pathlib.Path(sys.argv[1]))"
+    code = (
+        "import sys, pathlib; from pocketlens_cloud.gallery.embedded import Gallery; "
+        "Gallery.open(pathlib.Path(sys.argv[1]))"
+    )
     second = subprocess.run([sys.executable, "-c", code, str(gallery.path)], capture_output=True, text=True)
     assert f"is open in another process (pid {os.getpid()})" in second.stderr
     with pytest.raises(GalleryError, match=f"pid {os.getpid()}"):
@@ -225,7 +228,7 @@ def test_a_killed_writer_loses_nothing_it_was_told_is_in_and_frees_the_gallery(t
     """kill -9 right after upsert returned, before any flush: the engine's log has it."""
     code = """
 import sys; from pathlib import Path; import numpy as np
-from pocketlens_cloud.gallery import Gallery, Point
+from pocketlens_cloud.gallery.embedded import Gallery, Point
 gallery = Gallery.create(Path(sys.argv[1]), dim=4, vectors=["original"], gallery_space="gs-1")
 for i in range(10**9):
     gallery.upsert([Point(f"{i:032x}", {"original": np.ones(4, np.float32)}, {"file": str(i)})])

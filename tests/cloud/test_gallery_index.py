@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from pocketlens_cloud.gallery import Gallery, IndexSettings, Point, Walk
+from pocketlens_cloud.gallery.embedded import Gallery, IndexSettings, Point, Walk
 
 WIDE, MANY = 1024, 3000  # 12 MB a vector name, above the engine's indexing threshold of 10,000 KiB
 

@@ -19,11 +19,12 @@ from typing import Any
 import grpc
 import pytest
 from PIL import Image
-from pocketlens_cloud import gateway, server
 from pocketlens_cloud.cli import app
-from pocketlens_cloud.gallery import Gallery
+from pocketlens_cloud.gallery.embedded import Gallery
 from pocketlens_cloud.service import Service
-from pocketlens_cloud.thumbnails import SIDE, NoPicture, Thumbnails
+from pocketlens_cloud.serving import front, gateway, server
+from pocketlens_cloud.serving.front import Front
+from pocketlens_cloud.serving.thumbnails import SIDE, NoPicture, Thumbnails
 from pocketlens_wire import errors, limits, manifest
 from pocketlens_wire.errors import (
     HTTP_STATUS_OF,
@@ -122,8 +123,8 @@ def running(service: Service, site: gateway.Site) -> Iterator[Gate]:
     async def run() -> None:
         found["loop"], found["stop"] = asyncio.get_running_loop(), asyncio.Event()
 
-        def beside(front: server.Front) -> Any:
-            return gateway.serving(front, site, host="127.0.0.1", port=0, on_ready=lambda port: found.update(web=port))
+        def beside(house: Front) -> Any:
+            return gateway.serving(house, site, host="127.0.0.1", port=0, on_ready=lambda port: found.update(web=port))
 
         def on_ready(port: int) -> None:
             found["grpc"] = port
@@ -319,7 +320,7 @@ def test_a_question_that_takes_too_long_is_given_up(slow, toy, monkeypatch):
 
 
 def test_too_many_questions_are_turned_away_whichever_way_they_came(slow, toy, monkeypatch):
-    monkeypatch.setattr(server, "MAX_WAITING", 1)
+    monkeypatch.setattr(front, "MAX_WAITING", 1)
     composer, gate = slow
     with grpc.insecure_channel(f"127.0.0.1:{gate.grpc_port}") as channel:
         first = RetrievalStub(channel).Search.future(toy.request(), timeout=10)
@@ -469,7 +470,7 @@ def test_without_a_folder_no_picture_is_shown_and_it_says_why(slow, pictures):
 @pytest.fixture
 def shelf(toy, tmp_path, draw_picture) -> Iterator[tuple[Path, Gallery]]:
     """A small folder and its gallery, to be spoilt."""
-    from pocketlens_cloud import ingest
+    from pocketlens_cloud.indexing import ingest
 
     folder = tmp_path / "shelf"
     draw_picture(folder / "one.png", 1, 900)
@@ -557,7 +558,7 @@ def test_a_name_in_the_gallery_that_leads_out_is_not_followed(shelf, name):
 def test_a_picture_that_cannot_be_decoded_is_400(shelf, monkeypatch):
     folder, gallery = shelf
     monkeypatch.setattr(
-        "pocketlens_cloud.thumbnails.open_picture", lambda *_, **__: (_ for _ in ()).throw(BadPicture("x"))
+        "pocketlens_cloud.serving.thumbnails.open_picture", lambda *_, **__: (_ for _ in ()).throw(BadPicture("x"))
     )
     with pytest.raises(BadPicture):
         Thumbnails(gallery, folder).of(id_of(folder / "two.png"))

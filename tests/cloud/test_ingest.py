@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from pocketlens_cloud import ingest
-from pocketlens_cloud.gallery import Gallery
-from pocketlens_cloud.ingest import content_id, index, list_pictures, read_payload
+from pocketlens_cloud.gallery.embedded import Gallery
+from pocketlens_cloud.indexing import ingest
+from pocketlens_cloud.indexing.ingest import content_id, index, list_pictures, read_payload
 from pocketlens_wire.errors import BadBundle, GalleryError, SpaceMismatch
 
 COSINE = 1e-5
@@ -242,7 +242,7 @@ def test_a_gallery_without_union_vectors_is_made_by_a_bundle_without_heads(make_
 
 def _indexer(folder: Path, gallery: Path, bundle: Path) -> subprocess.Popen:
     code = (
-        "import sys; from pathlib import Path; from pocketlens_cloud.ingest import index; "
+        "import sys; from pathlib import Path; from pocketlens_cloud.indexing.ingest import index; "
         "index(*map(Path, sys.argv[1:]), batch=4)"
     )
     return subprocess.Popen(

@@ -10,8 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
-from pocketlens_cloud import server
 from pocketlens_cloud.service import Service
+from pocketlens_cloud.serving import front, server
+from pocketlens_cloud.serving.front import WORKERS
 from pocketlens_wire import limits
 from pocketlens_wire.errors import ServerFault
 from pocketlens_wire.v1 import retrieval_pb2 as pb
@@ -107,17 +108,17 @@ def test_an_unknown_method_is_unimplemented(running):
 def test_work_nobody_waits_for_any_more_is_never_begun(toy, slow):
     composer, running = slow
     with ThreadPoolExecutor(4) as clients:
-        busy = [clients.submit(outcome, running, toy.request()) for _ in range(server.WORKERS)]
-        wait_for(lambda: composer.begun == server.WORKERS)
+        busy = [clients.submit(outcome, running, toy.request()) for _ in range(WORKERS)]
+        wait_for(lambda: composer.begun == WORKERS)
         assert outcome(running, toy.request(), timeout=0.2) is grpc.StatusCode.DEADLINE_EXCEEDED
         given_up = running.stub.Search.future(toy.request(), timeout=10)
         time.sleep(0.1)
         given_up.cancel()
         time.sleep(0.1)
         composer.go_on.set()
-        assert [future.result() for future in busy] == [grpc.StatusCode.OK] * server.WORKERS
+        assert [future.result() for future in busy] == [grpc.StatusCode.OK] * WORKERS
     assert outcome(running, toy.request()) is grpc.StatusCode.OK
-    assert composer.begun == server.WORKERS + 1
+    assert composer.begun == WORKERS + 1
 
 
 def test_a_deadline_that_passes_in_the_queue_is_noticed_by_the_worker(service, toy):
@@ -128,10 +129,10 @@ def test_a_deadline_that_passes_in_the_queue_is_noticed_by_the_worker(service, t
 
 def test_too_many_questions_are_turned_away_and_the_rest_answered(toy, slow, monkeypatch):
     composer, running = slow
-    monkeypatch.setattr(server, "MAX_WAITING", 4)
+    monkeypatch.setattr(front, "MAX_WAITING", 4)
     with ThreadPoolExecutor(4) as clients:
         busy = [clients.submit(outcome, running, toy.request()) for _ in range(4)]
-        wait_for(lambda: composer.begun == server.WORKERS)
+        wait_for(lambda: composer.begun == WORKERS)
         time.sleep(0.1)
         started = time.monotonic()
         assert outcome(running, toy.request()) is grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from pocketlens_cloud import service as service_module
 from pocketlens_cloud.compose import Composer
-from pocketlens_cloud.gallery import Gallery
-from pocketlens_cloud.ingest import content_id, index, list_pictures
+from pocketlens_cloud.gallery.embedded import Gallery
+from pocketlens_cloud.indexing.ingest import content_id, index, list_pictures
 from pocketlens_cloud.service import Service
 from pocketlens_wire import limits
 from pocketlens_wire.errors import KIND_METADATA, GalleryError, SpaceMismatch

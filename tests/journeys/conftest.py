@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from pocketlens_cloud import ingest, server
 from pocketlens_cloud.compose import Composer
-from pocketlens_cloud.gallery import Gallery
+from pocketlens_cloud.gallery.embedded import Gallery
+from pocketlens_cloud.indexing import ingest
 from pocketlens_cloud.service import Service
+from pocketlens_cloud.serving import server
 from pocketlens_samples.queries import composed_set, write_gallery
 from pocketlens_wire.bundle import default_bundle
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pocketlens_bench.server import serving
-from pocketlens_cloud import ingest
+from pocketlens_cloud.indexing import ingest
 from pocketlens_edge.encoder import Encoder
 from pocketlens_samples.queries import composed_set, write_gallery
 from pocketlens_wire.bundle import default_bundle

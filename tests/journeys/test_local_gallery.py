@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pocketlens_cloud import ingest
-from pocketlens_cloud.gallery import Gallery
+from pocketlens_cloud.gallery.embedded import Gallery
+from pocketlens_cloud.indexing import ingest
 from pocketlens_edge import Answer, AsyncClient, Client, Encoder, Mode, local, open_gallery
 from pocketlens_wire.bundle import default_bundle
 from pocketlens_wire.errors import BadBundle, BadQuery, GalleryError, PocketlensError, SpaceMismatch

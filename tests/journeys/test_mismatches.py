@@ -24,9 +24,9 @@ import torch
 from onnx import numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from PIL import Image
-from pocketlens_cloud import ingest
 from pocketlens_cloud.compose import Composer
-from pocketlens_cloud.gallery import Gallery, Point
+from pocketlens_cloud.gallery.embedded import Gallery, Point
+from pocketlens_cloud.indexing import ingest
 from pocketlens_cloud.local import open_local
 from pocketlens_cloud.service import Service
 from pocketlens_edge import BadBundle, Client, Encoder, PocketlensError, SpaceMismatch

@@ -16,7 +16,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 from pocketlens_bench.server import serving
-from pocketlens_cloud import ingest
+from pocketlens_cloud.indexing import ingest
 from pocketlens_edge.client import Client
 from pocketlens_edge.encoder import Encoder
 from pocketlens_samples.queries import composed_set, write_gallery

@@ -16,11 +16,13 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
-from pocketlens_cloud import gateway, ingest, server
 from pocketlens_cloud.compose import Composer
-from pocketlens_cloud.gallery import Gallery
+from pocketlens_cloud.gallery.embedded import Gallery
+from pocketlens_cloud.indexing import ingest
 from pocketlens_cloud.service import Service
-from pocketlens_cloud.thumbnails import Thumbnails
+from pocketlens_cloud.serving import gateway, server
+from pocketlens_cloud.serving.front import Front
+from pocketlens_cloud.serving.thumbnails import Thumbnails
 from pocketlens_samples.queries import composed_set, write_gallery
 from pocketlens_wire.bundle import default_bundle
 from pocketlens_wire.v1 import retrieval_pb2 as pb
@@ -144,8 +146,8 @@ def serving(house: House, built: Path, bundle: Path) -> Iterator[str]:
     async def run() -> None:
         found["loop"], found["stop"] = asyncio.get_running_loop(), asyncio.Event()
 
-        def beside(front: server.Front) -> Any:
-            return gateway.serving(front, site, host="127.0.0.1", port=0, on_ready=lambda port: found.update(web=port))
+        def beside(house: Front) -> Any:
+            return gateway.serving(house, site, host="127.0.0.1", port=0, on_ready=lambda port: found.update(web=port))
 
         await server.run(
             service, host="127.0.0.1", port=0, on_ready=lambda _: ready.set(), stop=found["stop"], beside=beside

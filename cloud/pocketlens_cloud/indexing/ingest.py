@@ -21,8 +21,8 @@ from pocketlens_wire.manifest import CloudManifest
 from pocketlens_wire.pictures import ENDINGS, MAX_FILE_BYTES, PictureSpec, fit, open_picture
 
 from pocketlens_cloud.bundle import open_cloud_half
-from pocketlens_cloud.gallery import Gallery, Point
-from pocketlens_cloud.payload import Kind, Payload, Scalar, clip, learn
+from pocketlens_cloud.gallery.embedded import Gallery, Point
+from pocketlens_cloud.gallery.payload import Kind, Payload, Scalar, clip, learn
 from pocketlens_cloud.towers import ImageTower
 
 PAYLOAD_FILE = "payload.jsonl"

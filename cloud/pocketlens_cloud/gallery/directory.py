@@ -11,7 +11,7 @@ from typing import final
 
 from pocketlens_wire.errors import GalleryError
 
-from pocketlens_cloud.payload import Kind
+from pocketlens_cloud.gallery.payload import Kind
 
 if sys.platform != "win32":
     import fcntl

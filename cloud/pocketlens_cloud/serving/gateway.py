@@ -1,7 +1,7 @@
 """The HTTP gateway: the page in the browser, and for it the two questions of retrieval.proto.
 
 Owns routes, headers, how a body is read, and the way from an error to an HTTP status. What a request means is
-service.py's; questions wait in server.Front with those that came over gRPC. Bodies are the protobuf messages
+service.py's; questions wait in front.py with those that came over gRPC. Bodies are the protobuf messages
 themselves, as in gRPC: one schema, and the bytes that the page counts are the bytes that travel. Errors are JSON,
 `{"kind": ..., "message": ...}`. The only file that imports starlette and uvicorn."""
 
@@ -40,9 +40,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as Event
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from pocketlens_cloud.server import GRACE_S, MAX_SENTENCE, Front, is_loopback
 from pocketlens_cloud.service import Service
-from pocketlens_cloud.thumbnails import NoPicture, Thumbnails
+from pocketlens_cloud.serving.front import Front
+from pocketlens_cloud.serving.server import GRACE_S, MAX_SENTENCE, is_loopback
+from pocketlens_cloud.serving.thumbnails import NoPicture, Thumbnails
 
 log = logging.getLogger(__name__)
 

@@ -18,9 +18,9 @@ import qdrant_edge as engine
 from numpy.typing import NDArray
 from pocketlens_wire.errors import GalleryError
 
-from pocketlens_cloud import directory
-from pocketlens_cloud.directory import SHARD, Description, Lock
-from pocketlens_cloud.payload import Kind, Payload, Scalar, check_filter, learn
+from pocketlens_cloud.gallery import directory
+from pocketlens_cloud.gallery.directory import SHARD, Description, Lock
+from pocketlens_cloud.gallery.payload import Kind, Payload, Scalar, check_filter, learn
 
 FULL_SCAN_KB = 10_000  # vectors a filter leaves, in KB, below which comparing with all of them is faster than walking
 MAX_SEGMENT_KB = 100_000_000

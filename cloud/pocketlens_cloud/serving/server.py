@@ -6,8 +6,7 @@ chosen by probing grpcio 1.85, whose behaviour differs from older ones."""
 import asyncio
 import ipaddress
 import logging
-import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
@@ -21,20 +20,17 @@ from pocketlens_wire import limits
 from pocketlens_wire.errors import (
     KIND_METADATA,
     BadQuery,
-    Overloaded,
     PocketlensError,
     ServerFault,
-    TooLate,
     status_of,
 )
 from pocketlens_wire.v1 import retrieval_pb2 as pb
 
 from pocketlens_cloud.service import Service
+from pocketlens_cloud.serving.front import MAX_WAITING, WORKERS, Front
 
 log = logging.getLogger(__name__)
 
-WORKERS: Final = 2  # model runs at once; each uses several threads itself
-MAX_WAITING: Final = 128  # questions in the house before new ones are turned away
 GRACE_S: Final = 10.0  # for calls in flight when the server is told to stop
 MAX_SENTENCE: Final = 1000  # characters of an error; HTTP/2 trailers have 8 KiB
 
@@ -55,36 +51,6 @@ class _Malformed:
     reason: str
 
 
-class Front:
-    """The two methods of pocketlens.v1.Retrieval, as coroutines around a Service."""
-
-    def __init__(self, service: Service, pool: ThreadPoolExecutor) -> None:
-        self._service, self._pool = service, pool
-        self._waiting = 0
-
-    async def describe(self, _request: pb.DescribeRequest, _context: Any) -> pb.DescribeReply:
-        return self._service.describe()
-
-    async def search(self, request: pb.SearchRequest, context: Any) -> pb.SearchReply:
-        return await self.ask(request, _deadline(context))
-
-    async def ask(self, request: pb.SearchRequest, is_too_late: Callable[[], bool]) -> pb.SearchReply:
-        """One question, whichever way it came: those from the page wait in the same queue as gRPC's."""
-        if is_too_late():
-            raise TooLate("the deadline had passed when the question arrived")
-        if self._waiting >= MAX_WAITING:
-            raise Overloaded(f"{MAX_WAITING} questions are waiting already: try again in a moment")
-        question = self._service.check(request)
-        self._waiting += 1
-        try:
-            # A cancelled call cancels this future: work that has not begun never begins.
-            return await asyncio.get_running_loop().run_in_executor(
-                self._pool, self._service.answer, question, is_too_late
-            )
-        finally:
-            self._waiting -= 1
-
-
 async def run(
     service: Service,
     *,
@@ -93,29 +59,39 @@ async def run(
     on_ready: Callable[[int], None],
     stop: asyncio.Event,
     beside: Callable[[Front], AbstractAsyncContextManager[object]] | None = None,
+    credentials: grpc.ServerCredentials | None = None,
+    interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+    further: Sequence[Callable[[grpc.aio.Server], None]] = (),
 ) -> None:
     """Serve until `stop` is set, then take no new calls, finish those in flight, return.
 
     `port` 0 lets the system choose; `on_ready` gets the port it is. `beside`: what else answers from the same
-    front in the meantime, entered before and left after (gateway.py). Raises ServerFault if the port cannot be had."""
+    front in the meantime, entered before and left after (gateway.py). `credentials`: without them nothing is encrypted;
+    `interceptors`: what every call passes, outermost first; `further`: each adds a service of its own.
+    Raises ServerFault if the port cannot be had."""
     require_upb()
     with ThreadPoolExecutor(WORKERS, "model") as pool:
         front = Front(service, pool)
         async with beside(front) if beside else nullcontext():
-            await _run(front, host, port, on_ready, stop)
+            server = grpc.aio.server(
+                interceptors=interceptors, options=OPTIONS, maximum_concurrent_rpcs=2 * MAX_WAITING
+            )
+            server.add_generic_rpc_handlers([_handlers(front)])
+            for add in further:
+                add(server)
+            bound = _bind(server, host, port, credentials)
+            await server.start()
+            on_ready(bound)
+            await stop.wait()
+            await server.stop(GRACE_S)
 
 
-async def _run(front: Front, host: str, port: int, on_ready: Callable[[int], None], stop: asyncio.Event) -> None:
-    server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=2 * MAX_WAITING)
-    server.add_generic_rpc_handlers([_handlers(front)])
+def _bind(server: grpc.aio.Server, host: str, port: int, credentials: grpc.ServerCredentials | None) -> int:
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
-        bound = server.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+        return server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
     except RuntimeError as error:
         raise ServerFault(f"cannot listen on {host}, port {port}: is another program there? ({error})") from error
-    await server.start()
-    on_ready(bound)
-    await stop.wait()
-    await server.stop(GRACE_S)
 
 
 def is_loopback(host: str) -> bool:
@@ -187,12 +163,3 @@ async def _abort(context: Any, error: PocketlensError) -> NoReturn:
     kind = ((KIND_METADATA, type(error).__name__),)
     await context.abort(status_of(error), str(error)[:MAX_SENTENCE], kind)
     raise AssertionError("abort returned")
-
-
-def _deadline(context: Any) -> Callable[[], bool]:
-    """A question anyone may ask from any thread: has this call's deadline passed?"""
-    remaining = context.time_remaining()
-    if remaining is None:
-        return lambda: False
-    until = time.monotonic() + remaining
-    return lambda: time.monotonic() >= until

@@ -1,0 +1,193 @@
+"""`pocketlens-cloud serve`: flags, what is opened before anything listens, signals."""
+
+import logging
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pocketlens_cloud.cli.root import Bundle, Precision, app, err, fail, out, plain_errors
+
+if TYPE_CHECKING:
+    from pocketlens_cloud.compose import Composer
+    from pocketlens_cloud.gallery.embedded import Gallery
+    from pocketlens_cloud.service import Service
+    from pocketlens_cloud.serving.server import Front
+
+
+@app.command()
+def serve(
+    gallery: Annotated[Path, typer.Option(help="Gallery directory made by `index`.")],
+    bundle: Bundle = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 lets the system choose.")] = 50551,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="CPU threads of one model run (default: up to 4).", show_default=False),
+    ] = None,
+    precision: Precision = "fp32",
+    ready_file: Annotated[
+        Path | None,
+        typer.Option(help="Write host:port here once ready; removed at the end.", show_default=False),
+    ] = None,
+    insecure_listen: Annotated[
+        bool, typer.Option("--insecure-listen", help="Allow a --host others can reach, without encryption.")
+    ] = False,
+    web: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT", help="Also serve the page here: the device's part in a browser.", show_default=False
+        ),
+    ] = None,
+    pictures: Annotated[
+        Path | None,
+        typer.Option(help="Folder that was indexed, so that the page can show the hits.", show_default=False),
+    ] = None,
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+) -> None:
+    """Answer composed queries over gRPC until SIGTERM or Ctrl-C.
+
+    One line on stdout says when it is ready and where. Stopping finishes the calls in flight.
+
+    With --web a browser can ask too: the page turns the picture into tokens itself and sends only those.
+
+    [bold]Examples[/bold]
+
+    pocketlens-cloud serve --gallery ./gallery
+
+    pocketlens-cloud serve --gallery ./gallery --web 127.0.0.1:8080 --pictures ~/Pictures
+
+    pocketlens-cloud serve --gallery ./gallery --port 0 --ready-file ./address
+    """
+    if log_level.upper() not in logging.getLevelNamesMapping():
+        raise typer.BadParameter("use debug, info, warning or error", param_hint="--log-level")
+    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    with plain_errors():
+        _guard_host(host, insecure_listen)
+        if pictures and not web:
+            raise typer.BadParameter("is for the page: give --web too", param_hint="--pictures")
+        page = _address(web) if web else None
+        if page:
+            _guard_host(page[0], insecure_listen)
+        _serve(gallery, bundle, host, port, threads, precision, ready_file, page, pictures)
+
+
+def _guard_host(host: str, insecure_listen: bool) -> None:
+    from pocketlens_cloud.serving.server import is_loopback
+
+    if is_loopback(host):
+        return
+    if not insecure_listen:
+        fail(
+            f"{host} can be reached from other machines, and calls are not encrypted yet: "
+            "say --insecure-listen if that is meant, or listen on 127.0.0.1"
+        )
+    err.print(f"warning: calls to {host} are neither encrypted nor authenticated", style="yellow", markup=False)
+
+
+def _address(text: str) -> tuple[str, int]:
+    """HOST:PORT or [HOST]:PORT as its two parts."""
+    host, _, port = text.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    if not host or not port.isdecimal() or int(port) > 65535 or (":" in host and not bracketed):
+        raise typer.BadParameter(f"{text} is not HOST:PORT, as in 127.0.0.1:8080", param_hint="--web")
+    return host.strip("[]"), int(port)
+
+
+def _serve(
+    gallery: Path, bundle: Path | None, host: str, port: int, threads: int | None, precision: str,
+    ready_file: Path | None, page: tuple[str, int] | None, pictures: Path | None,
+) -> None:  # fmt: skip
+    """Load gallery and models side by side, then serve until told to stop."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    if ready_file:
+        ready_file.unlink(missing_ok=True)  # one that was killed could not
+    with ThreadPoolExecutor(2) as pool:
+        opening = pool.submit(_open_gallery, gallery)
+        loading = pool.submit(_load_composer, bundle, threads, precision)
+        from pocketlens_cloud.service import Service  # grpc loads meanwhile
+
+    with opening.result() as held:
+        composer = loading.result()
+        service = Service(composer, held)
+        if not held.settled:
+            err.print(
+                f"warning: an indexing of {gallery} did not reach its end; run it again",
+                style="yellow",
+                markup=False,
+            )
+        facts = (
+            f"{held.size} pictures, token space {composer.manifest.token_space}, "
+            f"gallery space {held.gallery_space}, {composer.provider}"
+        )
+        beside = _page(service, held, bundle, page, pictures) if page else None
+        _run(service, host, port, ready_file, facts, beside)
+
+
+def _open_gallery(path: Path) -> "Gallery":
+    from pocketlens_cloud.gallery.embedded import Gallery
+
+    return Gallery.open(path)
+
+
+def _load_composer(bundle: Path | None, threads: int | None, precision: str) -> "Composer":
+    from pocketlens_wire.bundle import default_bundle
+
+    from pocketlens_cloud.compose import Composer
+
+    return Composer.load(bundle or default_bundle(), threads=threads, precision=precision)
+
+
+def _page(
+    service: "Service", gallery: "Gallery", bundle: Path | None, at: tuple[str, int], pictures: Path | None
+) -> "Callable[[Front], AbstractAsyncContextManager[None]]":
+    """The gateway, opened: what it lacks is said before anything listens."""
+    from pocketlens_wire.bundle import default_bundle
+
+    from pocketlens_cloud.serving import gateway
+    from pocketlens_cloud.serving.thumbnails import Thumbnails
+
+    host, port = at
+    site = gateway.open_site(service, bundle or default_bundle(), Thumbnails(gallery, pictures) if pictures else None)
+
+    def on_ready(bound: int) -> None:
+        name = f"[{host}]" if ":" in host else host
+        shown = "" if pictures else "; without --pictures it shows no pictures"
+        out.print(f"page on http://{name}:{bound}/{shown}", markup=False, highlight=False)
+
+    return lambda front: gateway.serving(front, site, host=host, port=port, on_ready=on_ready)
+
+
+def _run(
+    service: "Service", host: str, port: int, ready_file: Path | None, facts: str,
+    beside: "Callable[[Front], AbstractAsyncContextManager[None]] | None",
+) -> None:  # fmt: skip
+    import asyncio
+    import signal
+
+    from pocketlens_cloud.serving import server
+
+    def on_ready(bound: int) -> None:
+        address = f"[{host}]:{bound}" if ":" in host else f"{host}:{bound}"
+        if ready_file:
+            beside = ready_file.with_name(f"{ready_file.name}.new")
+            beside.write_text(address, encoding="utf-8")
+            beside.replace(ready_file)
+        out.print(f"ready on {address}: {facts}", markup=False, highlight=False)
+
+    async def until_told() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop.set))
+        await server.run(service, host=host, port=port, on_ready=on_ready, stop=stop, beside=beside)
+
+    try:
+        asyncio.run(until_told())
+    finally:
+        if ready_file:
+            ready_file.unlink(missing_ok=True)
+    err.print("stopped", markup=False)

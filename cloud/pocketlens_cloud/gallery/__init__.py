@@ -1,0 +1,1 @@
+"""Galleries: where pictures' vectors and payload lie, and how they are searched."""

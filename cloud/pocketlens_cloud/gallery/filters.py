@@ -1,0 +1,96 @@
+"""What a search may ask of payload, free of any engine and of the wire.
+
+A filter is a tree of conditions; each gallery translates it for its engine. Bounds are checked where requests come in
+(service.py), keys and types against what the gallery holds (payload.py)."""
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from pocketlens_cloud.gallery.payload import Scalar
+
+
+@dataclass(frozen=True)
+class Equals:
+    """The value under `key` is `value`."""
+
+    key: str
+    value: Scalar
+
+
+@dataclass(frozen=True)
+class AnyOf:
+    """The value under `key` is one of `values`, all texts or all integers."""
+
+    key: str
+    values: tuple[str, ...] | tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class NoneOf:
+    """There is a value under `key`, and it is none of `values`."""
+
+    key: str
+    values: tuple[str, ...] | tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Between:
+    """The number under `key` keeps the bounds that are given; for a time: seconds since 1970-01-01 UTC."""
+
+    key: str
+    above: float | None = None  # exclusive
+    least: float | None = None  # inclusive
+    below: float | None = None  # exclusive
+    most: float | None = None  # inclusive
+
+
+@dataclass(frozen=True)
+class Says:
+    """The text under `key` has all of the words of `words`, in any order and case."""
+
+    key: str
+    words: str
+
+
+@dataclass(frozen=True)
+class Near:
+    """The place under `key` lies within `radius_m` metres of a point in degrees."""
+
+    key: str
+    latitude: float
+    longitude: float
+    radius_m: float
+
+
+@dataclass(frozen=True)
+class Missing:
+    """There is no value under `key`."""
+
+    key: str
+
+
+@dataclass(frozen=True)
+class HasId:
+    """The picture is one of these, 32 hex digits each."""
+
+    ids: tuple[str, ...]
+
+
+Condition: TypeAlias = Equals | AnyOf | NoneOf | Between | Says | Near | Missing | HasId
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filter:
+    """All of `all_of` hold, at least `at_least` of `any_of` (if there are any), none of `none_of`."""
+
+    all_of: "tuple[Condition | Filter, ...]" = ()
+    any_of: "tuple[Condition | Filter, ...]" = ()
+    none_of: "tuple[Condition | Filter, ...]" = ()
+    at_least: int = 1
+
+    def __bool__(self) -> bool:
+        """False for the filter that lets every picture pass."""
+        return bool(self.all_of or self.any_of or self.none_of)
+
+
+EVERYTHING = Filter()

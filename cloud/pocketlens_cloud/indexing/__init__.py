@@ -1,0 +1,1 @@
+"""Indexing: from pictures to a gallery."""

@@ -1,0 +1,1 @@
+"""Serving: transports, and what stands between them and service.py."""
