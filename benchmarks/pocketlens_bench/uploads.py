@@ -22,7 +22,6 @@ from pocketlens_cloud.bundle import open_cloud_half
 from pocketlens_cloud.compose import VECTOR_OF, Composer
 from pocketlens_cloud.gallery.embedded import Gallery
 from pocketlens_cloud.runtime import Graph
-from pocketlens_cloud.serving.front import WORKERS
 from pocketlens_wire.errors import BadBundle
 from pocketlens_wire.pictures import PictureSpec, fit, open_picture
 
@@ -39,6 +38,7 @@ UNLIMITED = [
     ("grpc.http2.ping_timeout_ms", 600_000),
 ]
 TOP = 10
+AT_ONCE = 2  # model runs; each uses several threads itself
 
 Prepare = Callable[[bytes], bytes]  # a picture file to the JPEG that is sent
 
@@ -139,7 +139,7 @@ async def serve(uploads: Uploads, ready: Path) -> None:
         async with room:
             return await asyncio.to_thread(uploads.answer, request)
 
-    room = asyncio.Semaphore(WORKERS)
+    room = asyncio.Semaphore(AT_ONCE)
     server = grpc.aio.server(options=UNLIMITED)
     service, _, method = METHOD[1:].partition("/")
     handlers = {method: grpc.unary_unary_rpc_method_handler(search)}

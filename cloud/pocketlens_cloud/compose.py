@@ -4,10 +4,9 @@ Owns the prompts' layout, the cutting and cleaning of words, and what a missing 
 words mean. Called by service.py and by benchmarks; knows nothing of networks or galleries."""
 
 import re
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, final
 
@@ -35,15 +34,32 @@ Sentence = NDArray[np.float32]  # (k, width)
 Ask = tuple[Sentence | None, str]
 
 
+EMPTY = -1  # stands for the feature of "" where a row's index is meant
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What the text tower must read for one question, and what each row is for.
+
+    composed, picture, words: index into `rows`, or EMPTY."""
+
+    rows: tuple[Row, ...]
+    composed: int
+    picture: int
+    words: int
+    mode: Mode
+    notes: tuple[str, ...] = ()  # sentences for the asker
+    words_used: str = ""  # the words that are in the rows if they had to be cut
+
+
 @dataclass(frozen=True, kw_only=True)
 class Composed:
     """A query vector and what happened on its way."""
 
     vector: NDArray[np.float32]  # (dim,), unit length
     vector_name: str  # gallery vector to search: "original" or "union"
-    notes: list[str]  # sentences for the asker
+    notes: tuple[str, ...]  # sentences for the asker
     words_used: str  # the words that reached the tower if they had to be cut, else ""
-    times: dict[str, float]  # "text_tower_ms", "heads_ms"
 
 
 @dataclass(frozen=True)
@@ -104,23 +120,31 @@ class Composer:
         """The query vector of one question: sentence (k, width) or None, words or "".
 
         Raises BadQuery when both are missing or the mode is not in the bundle."""
+        plan = self.plan(sentence, words, mode)
+        return self.finish(plan, self.read(plan.rows))
+
+    def plan(self, sentence: Sentence | None, words: str, mode: Mode) -> Plan:
+        """The rows of one question, so that several questions' rows can be read together. Runs no model.
+
+        Raises BadQuery when both are missing or the mode is not in the bundle."""
         self._check_mode(mode)
-        started = time.perf_counter()
         used, notes, was_cut = self._words(sentence, words)
-        features = self._features([(sentence, used)], with_parts=mode == "tuned")
-        towered = time.perf_counter()
-        (vector,) = self.query(features, mode)
+        plan = self._placed(sentence, used, mode, with_parts=mode == "tuned")
+        return replace(plan, notes=tuple(notes), words_used=used if was_cut else "")
+
+    def read(self, rows: Sequence[Row]) -> NDArray[np.float32]:
+        """The text tower's unit features (rows, dim)."""
+        return self._tower.run(rows)
+
+    def finish(self, plan: Plan, texts: NDArray[np.float32]) -> Composed:
+        """The query vector of a plan whose rows were read as `texts` (rows, dim).
+
+        Raises ServerFault for a vector that is not finite."""
+        (vector,) = self.query(self._picked([plan], [0], texts), plan.mode)
         if not np.isfinite(vector).all():
             raise ServerFault("the text tower gave no finite vector for this query")
         return Composed(
-            vector=vector,
-            vector_name=self.vector_of(mode),
-            notes=notes,
-            words_used=used if was_cut else "",
-            times={
-                "text_tower_ms": (towered - started) * 1e3,
-                "heads_ms": (time.perf_counter() - towered) * 1e3,
-            },
+            vector=vector, vector_name=self.vector_of(plan.mode), notes=plan.notes, words_used=plan.words_used
         )
 
     def compose_batch(self, asks: Sequence[Ask], mode: Mode) -> NDArray[np.float32]:
@@ -168,23 +192,44 @@ class Composer:
 
     def _features(self, asks: Sequence[Ask], *, with_parts: bool) -> Features:
         """Run each needed row once. Without parts only `composed` is meant to be used."""
+        plans = [self._placed(sentence, words, "zero-shot", with_parts=with_parts) for sentence, words in asks]
+        rows = [row for plan in plans for row in plan.rows]
+        starts = np.cumsum([0, *(len(plan.rows) for plan in plans)]).tolist()
+        return self._picked(plans, starts, self.read(rows))
+
+    def _placed(self, sentence: Sentence | None, words: str, mode: Mode, *, with_parts: bool) -> Plan:
+        """Each needed row once; words are taken as they are."""
         rows: list[Row] = []
 
         def place(row: Row) -> int:
             rows.append(row)
             return len(rows) - 1
 
-        composed, picture, words = [], [], []  # index into `rows`, -1 for the feature of ""
-        for sentence, text in asks:
-            both = sentence is not None and text != ""
-            p = place(self._layout.picture(sentence)) if sentence is not None and (with_parts or not both) else -1
-            w = place(self._layout.words(text)) if text and (with_parts or not both) else -1
-            c = place(self._layout.composed(sentence, text)) if sentence is not None and both else max(p, w)
-            composed.append(c)
-            picture.append(p)
-            words.append(w)
-        table = np.concatenate([self._tower.run(rows), self._empty[None]]) if rows else self._empty[None]
-        return Features(table[composed], table[picture], table[words])
+        both = sentence is not None and words != ""
+        picture = place(self._layout.picture(sentence)) if sentence is not None and (with_parts or not both) else EMPTY
+        alone = place(self._layout.words(words)) if words and (with_parts or not both) else EMPTY
+        composed = place(self._layout.composed(sentence, words)) if sentence is not None and both else EMPTY
+        return Plan(
+            rows=tuple(rows),
+            composed=composed if both else max(picture, alone),
+            picture=picture,
+            words=alone,
+            mode=mode,
+        )
+
+    def _picked(self, plans: Sequence[Plan], starts: Sequence[int], texts: NDArray[np.float32]) -> Features:
+        """The three features of each plan, whose rows begin at `starts` in `texts`."""
+        table = np.concatenate([texts, self._empty[None]])
+
+        def at(index: int, start: int) -> int:
+            return len(texts) if index == EMPTY else start + index
+
+        pairs = list(zip(plans, starts, strict=False))
+        return Features(
+            table[[at(plan.composed, start) for plan, start in pairs]],
+            table[[at(plan.picture, start) for plan, start in pairs]],
+            table[[at(plan.words, start) for plan, start in pairs]],
+        )
 
 
 @final

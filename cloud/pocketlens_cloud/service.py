@@ -5,7 +5,7 @@ status, deadlines and threads are server.py's."""
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import final
@@ -13,12 +13,13 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 from pocketlens_wire import limits, tokens
-from pocketlens_wire.errors import BadQuery, GalleryError, SpaceMismatch, TooLate
+from pocketlens_wire.errors import BadQuery, GalleryError, SpaceMismatch
 from pocketlens_wire.v1 import retrieval_pb2 as pb
 
-from pocketlens_cloud.compose import Composer, Mode
+from pocketlens_cloud.compose import Composer, Mode, Plan
 from pocketlens_cloud.gallery.embedded import Gallery, Scored
 from pocketlens_cloud.gallery.payload import Scalar, clip
+from pocketlens_cloud.towers import Row
 
 log = logging.getLogger(__name__)
 
@@ -29,9 +30,8 @@ WIRE_MODE: dict[Mode, pb.Mode] = {"zero-shot": pb.MODE_ZERO_SHOT, "tuned": pb.MO
 class Question:
     """A checked request."""
 
-    sentence: NDArray[np.float32] | None  # (k, width)
-    words: str
-    mode: Mode
+    plan: Plan
+    k: int  # tokens of the sentence, 0 without a picture
     top: int
     where: dict[str, Scalar]
     check_ms: float
@@ -82,7 +82,7 @@ class Service:
         )
 
     def check(self, request: pb.SearchRequest) -> Question:
-        """Every check on a request, cheapest first; nothing is run.
+        """Every check on a request, cheapest first, and its rows for the text tower; no model runs.
 
         Raises BadQuery or SpaceMismatch."""
         started = time.perf_counter()
@@ -96,43 +96,50 @@ class Service:
         mode = self._mode(request.mode)
         where = self._where(request)
         sentence = self._sentence(request)
+        plan = self._composer.plan(sentence, request.words, mode)
         now = time.perf_counter()
         return Question(
-            sentence=sentence,
-            words=request.words,
-            mode=mode,
+            plan=plan,
+            k=0 if sentence is None else len(sentence),
             top=request.top,
             where=where,
             check_ms=(now - started) * 1e3,
             checked_at=now,
         )
 
-    def answer(self, question: Question, is_too_late: Callable[[], bool] = lambda: False) -> pb.SearchReply:
-        """Compose and search. `is_too_late` is asked first, since the question may have waited in a queue.
+    def read(self, rows: Sequence[Row]) -> NDArray[np.float32]:
+        """The text tower's features (rows, dim); the rows may be those of several questions."""
+        return self._composer.read(rows)
 
-        Raises TooLate instead of starting work nobody waits for."""
+    def answer(self, question: Question) -> pb.SearchReply:
+        """Read, compose and search, one question alone."""
         began = time.perf_counter()
-        if is_too_late():
-            raise TooLate("the deadline passed while the question waited for its turn")
-        composed = self._composer.compose(question.sentence, question.words, question.mode)
-        towered = time.perf_counter()
+        texts = self.read(question.plan.rows)
+        return self.finish(question, texts, time.perf_counter() - began)
+
+    def finish(self, question: Question, texts: NDArray[np.float32], took_s: float) -> pb.SearchReply:
+        """Compose and search, the question's rows having been read as `texts` (rows, dim) in `took_s` seconds.
+
+        Raises GalleryError, ServerFault."""
+        read = time.perf_counter()
+        composed = self._composer.finish(question.plan, texts)
+        headed = time.perf_counter()
         hits = self._gallery.search(composed.vector, composed.vector_name, question.top, question.where)
         ended = time.perf_counter()
         times = pb.StageTimes(
             check_ms=question.check_ms,
-            queue_ms=(began - question.checked_at) * 1e3,
-            text_tower_ms=composed.times["text_tower_ms"],
-            heads_ms=composed.times["heads_ms"],
-            search_ms=(ended - towered) * 1e3,
+            queue_ms=(read - question.checked_at - took_s) * 1e3,
+            text_tower_ms=took_s * 1e3,
+            heads_ms=(headed - read) * 1e3,
+            search_ms=(ended - headed) * 1e3,
             total_ms=question.check_ms + (ended - question.checked_at) * 1e3,
         )
-        k = 0 if question.sentence is None else len(question.sentence)
         # Neither tokens nor words are logged: both tell what a person looked for.
         log.info(
             "%s %s k=%d hits=%d %.1f ms",
             self._manifest.token_space,
-            question.mode,
-            k,
+            question.plan.mode,
+            question.k,
             len(hits),
             times.total_ms,
         )
@@ -141,7 +148,7 @@ class Service:
             times=times,
             token_space=self._manifest.token_space,
             gallery_space=self._manifest.gallery_space,
-            mode=WIRE_MODE[question.mode],
+            mode=WIRE_MODE[question.plan.mode],
             generation=self._gallery.generation,
             notes=composed.notes,
             words_used=composed.words_used,

@@ -28,16 +28,20 @@ class Row:
     start: int = 0  # position of the sentence's first token in `ids`
 
 
-def buckets(lengths: Sequence[int]) -> Iterator[list[int]]:
+def buckets(
+    lengths: Sequence[int], *, most_rows: int = MAX_ROWS, most_tokens: int | None = None
+) -> Iterator[list[int]]:
     """Indices grouped so that rows of one group are padded little; shortest first.
 
-    A new group opens when MAX_ROWS are in or the padding would exceed MAX_PADDING tokens, so one
-    query's rows run together and a benchmark's thousands fall apart by length."""
+    A new group opens when `most_rows` are in, when the group with its padding would have more than `most_tokens`
+    tokens, or when the padding would exceed MAX_PADDING tokens, so one query's rows run together and a benchmark's
+    thousands fall apart by length."""
     group: list[int] = []
     padding = 0
     for index in sorted(range(len(lengths)), key=lengths.__getitem__):
         grown = len(group) * (lengths[index] - lengths[group[-1]]) if group else 0
-        if len(group) == MAX_ROWS or padding + grown > MAX_PADDING:
+        too_many = most_tokens is not None and (len(group) + 1) * lengths[index] > most_tokens
+        if group and (len(group) == most_rows or too_many or padding + grown > MAX_PADDING):
             yield group
             group, padding, grown = [], 0, 0
         group.append(index)

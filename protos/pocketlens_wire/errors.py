@@ -45,7 +45,13 @@ class GalleryError(PocketlensError):
 
 
 class Overloaded(PocketlensError):
-    """The server has more work than it can finish in time and refused this one."""
+    """The server has more work than it can finish in time and refused this one.
+
+    retry_after_s: seconds after which it expects to have room."""
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class Unavailable(PocketlensError):
@@ -88,6 +94,9 @@ HTTP_STATUS_OF: Final[dict[type[PocketlensError], int]] = {
 # A service may send the class name of its error under this trailing-metadata key, so that the client can tell
 # the three kinds of FAILED_PRECONDITION apart (`kind` of error_from_status).
 KIND_METADATA: Final = "pocketlens-error"
+
+# Trailing metadata of an Overloaded: milliseconds after which to ask again, as a decimal integer.
+RETRY_METADATA: Final = "pocketlens-retry-after-ms"
 
 # What a status means when the server did not send a kind.
 _KIND_OF: Final[dict[grpc.StatusCode, type[PocketlensError]]] = {

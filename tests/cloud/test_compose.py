@@ -47,7 +47,6 @@ def test_tuned_puts_the_feature_of_nothing_where_picture_or_words_are_missing(to
         answer = composer.compose(None if ask == "words" else sentence, "" if ask == "picture" else "in red", "tuned")
         assert answer.vector_name == "union"
         assert np.abs(answer.vector - wanted).max() < CLOSE, ask
-        assert set(answer.times) == {"text_tower_ms", "heads_ms"}
 
 
 @pytest.mark.parametrize("mode", ["zero-shot", "tuned"])
@@ -112,10 +111,12 @@ def test_long_words_are_cut_at_a_word_and_the_asker_is_told(toy, composer):
     many = ["red", "hat"] * 30
     answer = composer.compose(sentence, " ".join(many), "zero-shot")
     assert answer.words_used.split() == many[:room]
-    assert answer.notes == [f"The words were longer than the text tower reads: the first {room} of 60 words were used."]
+    assert list(answer.notes) == [
+        f"The words were longer than the text tower reads: the first {room} of 60 words were used."
+    ]
     assert np.abs(answer.vector - toy.text([*PHOTO, sentence, ",", *many[:room]])).max() < CLOSE
     exact = composer.compose(sentence, " ".join(many[:room]), "tuned")
-    assert (exact.words_used, exact.notes) == ("", [])
+    assert (exact.words_used, exact.notes) == ("", ())
     alone = composer.compose(None, " ".join(many), "tuned")
     assert alone.words_used.split() == many[: toy.context - 2]
 

@@ -297,10 +297,10 @@ class Slow:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._composer, name)
 
-    def compose(self, *ask: Any) -> Any:
+    def read(self, rows: Any) -> Any:
         self.begun.set()
         assert self.go_on.wait(10)
-        return self._composer.compose(*ask)
+        return self._composer.read(rows)
 
 
 @pytest.fixture
@@ -320,7 +320,7 @@ def test_a_question_that_takes_too_long_is_given_up(slow, toy, monkeypatch):
 
 
 def test_too_many_questions_are_turned_away_whichever_way_they_came(slow, toy, monkeypatch):
-    monkeypatch.setattr(front, "MAX_WAITING", 1)
+    monkeypatch.setattr(front, "MAX_INSIDE", 1)
     composer, gate = slow
     with grpc.insecure_channel(f"127.0.0.1:{gate.grpc_port}") as channel:
         first = RetrievalStub(channel).Search.future(toy.request(), timeout=10)
@@ -337,7 +337,7 @@ def test_a_fault_of_ours_is_500_without_a_stack(gate, toy, monkeypatch, caplog, 
     def broken(*_: Any) -> None:
         raise fault
 
-    monkeypatch.setattr(Service, "answer", broken)
+    monkeypatch.setattr(Service, "finish", broken)
     came = gate.search(toy.request())
     assert (came.status, came.said["kind"]) == (500, "ServerFault")
     assert b"secret" not in came.body and b"Traceback" not in came.body
@@ -351,7 +351,7 @@ def test_each_error_keeps_its_kind_and_gets_its_status(gate, toy, monkeypatch, e
     def broken(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(Service, "answer", broken)
+    monkeypatch.setattr(Service, "finish", broken)
     came = gate.search(toy.request())
     assert (came.status, came.said) == (HTTP_STATUS_OF[type(error)], {"kind": type(error).__name__, "message": "x"})
 

@@ -12,14 +12,13 @@ import grpc
 import pytest
 from pocketlens_cloud.service import Service
 from pocketlens_cloud.serving import front, server
-from pocketlens_cloud.serving.front import WORKERS
 from pocketlens_wire import limits
-from pocketlens_wire.errors import ServerFault
+from pocketlens_wire.errors import RETRY_METADATA, ServerFault
 from pocketlens_wire.v1 import retrieval_pb2 as pb
 
 
 class Slow:
-    """A composer whose work takes as long as the test wants; counts what was begun."""
+    """A composer whose tower takes as long as the test wants; counts the runs that were begun."""
 
     def __init__(self, composer) -> None:
         self._composer = composer
@@ -29,10 +28,10 @@ class Slow:
     def __getattr__(self, name: str):
         return getattr(self._composer, name)
 
-    def compose(self, *ask):
+    def read(self, rows):
         self.begun += 1
         assert self.go_on.wait(10)
-        return self._composer.compose(*ask)
+        return self._composer.read(rows)
 
 
 @pytest.fixture
@@ -108,35 +107,31 @@ def test_an_unknown_method_is_unimplemented(running):
 def test_work_nobody_waits_for_any_more_is_never_begun(toy, slow):
     composer, running = slow
     with ThreadPoolExecutor(4) as clients:
-        busy = [clients.submit(outcome, running, toy.request()) for _ in range(WORKERS)]
-        wait_for(lambda: composer.begun == WORKERS)
-        assert outcome(running, toy.request(), timeout=0.2) is grpc.StatusCode.DEADLINE_EXCEEDED
-        given_up = running.stub.Search.future(toy.request(), timeout=10)
+        busy = clients.submit(outcome, running, toy.request(words="first"))
+        wait_for(lambda: composer.begun == 1)
+        assert outcome(running, toy.request(words="late"), timeout=0.2) is grpc.StatusCode.DEADLINE_EXCEEDED
+        given_up = running.stub.Search.future(toy.request(words="given up"), timeout=10)
         time.sleep(0.1)
         given_up.cancel()
         time.sleep(0.1)
         composer.go_on.set()
-        assert [future.result() for future in busy] == [grpc.StatusCode.OK] * WORKERS
-    assert outcome(running, toy.request()) is grpc.StatusCode.OK
-    assert composer.begun == WORKERS + 1
-
-
-def test_a_deadline_that_passes_in_the_queue_is_noticed_by_the_worker(service, toy):
-    question = service.check(toy.request())
-    with pytest.raises(server.TooLate):
-        service.answer(question, lambda: True)
+        assert busy.result() is grpc.StatusCode.OK
+    assert outcome(running, toy.request(words="first")) is grpc.StatusCode.OK  # from memory
+    assert composer.begun == 1
 
 
 def test_too_many_questions_are_turned_away_and_the_rest_answered(toy, slow, monkeypatch):
     composer, running = slow
-    monkeypatch.setattr(front, "MAX_WAITING", 4)
+    monkeypatch.setattr(front, "MAX_INSIDE", 4)
     with ThreadPoolExecutor(4) as clients:
         busy = [clients.submit(outcome, running, toy.request()) for _ in range(4)]
-        wait_for(lambda: composer.begun == WORKERS)
+        wait_for(lambda: composer.begun == 1)
         time.sleep(0.1)
-        started = time.monotonic()
-        assert outcome(running, toy.request()) is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert time.monotonic() - started < 1
+        with pytest.raises(grpc.RpcError) as caught:
+            running.search(toy.request(), 10)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        told = dict(caught.value.trailing_metadata())
+        assert int(told[RETRY_METADATA]) == int(told["grpc-retry-pushback-ms"]) > 0
         running.stub.Describe(pb.DescribeRequest(), timeout=5)  # the loop is free
         composer.go_on.set()
         assert [future.result() for future in busy] == [grpc.StatusCode.OK] * 4

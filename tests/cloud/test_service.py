@@ -75,7 +75,7 @@ def test_an_answer_is_what_numpy_gives(toy, running, seen, mode, ask):
     assert (list(reply.notes), reply.words_used) == ([], "")
     stages = reply.times
     parts = stages.check_ms + stages.queue_ms + stages.text_tower_ms + stages.heads_ms + stages.search_ms
-    assert min(stages.check_ms, stages.text_tower_ms, stages.search_ms) > 0
+    assert min(stages.check_ms, stages.search_ms) > 0 <= stages.text_tower_ms  # which is 0 from memory
     assert parts <= stages.total_ms + 0.01
     assert stages.total_ms < 1000
 
@@ -202,7 +202,7 @@ def test_a_fault_of_ours_is_internal_says_nothing_of_the_inside_and_is_logged(to
     def broken(*_):
         raise RuntimeError("secret inside")
 
-    monkeypatch.setattr(Composer, "compose", broken)
+    monkeypatch.setattr(Composer, "finish", broken)
     with caplog.at_level(logging.ERROR), pytest.raises(grpc.RpcError) as caught:
         running.search(toy.request())
     assert caught.value.code() is grpc.StatusCode.INTERNAL

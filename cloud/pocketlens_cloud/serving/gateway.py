@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -181,7 +182,7 @@ def _search(front: Front) -> Endpoint:
         asked = await _message(request, pb.SearchRequest)
         try:
             async with asyncio.timeout(until - time.monotonic()):
-                return _protobuf(await front.ask(asked, lambda: time.monotonic() >= until))
+                return _protobuf(await front.ask(asked, until))
         except TimeoutError:
             raise TooLate(f"the answer took more than the {QUESTION_S:g} s that a question has") from None
 
@@ -280,7 +281,7 @@ def _answering(endpoint: Endpoint) -> Endpoint:
         except PocketlensError as error:
             if isinstance(error, ServerFault):
                 log.error("a request failed", exc_info=error)
-            return _saying(http_status_of(error), error, {"Retry-After": "1"} if isinstance(error, Overloaded) else {})
+            return _saying(http_status_of(error), error, _retry(error))
         except ClientDisconnect:
             return Response(status_code=400)  # nobody is there to read it
         except Exception:
@@ -294,6 +295,10 @@ async def _named(_request: Request, error: HTTPException) -> Response:
     """What the router itself refuses: an address it does not have, or a method that an address does not."""
     why = "there is nothing at this address" if error.status_code == 404 else "this address is not asked in that way"
     return _saying(error.status_code, BadQuery(why), dict(error.headers or {}))
+
+
+def _retry(error: PocketlensError) -> dict[str, str]:
+    return {"Retry-After": str(ceil(error.retry_after_s))} if isinstance(error, Overloaded) else {}
 
 
 def _saying(status: int, error: PocketlensError, headers: Mapping[str, str] | None = None) -> Response:

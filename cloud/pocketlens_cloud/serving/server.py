@@ -19,7 +19,9 @@ from google.protobuf.message import DecodeError, Message
 from pocketlens_wire import limits
 from pocketlens_wire.errors import (
     KIND_METADATA,
+    RETRY_METADATA,
     BadQuery,
+    Overloaded,
     PocketlensError,
     ServerFault,
     status_of,
@@ -27,11 +29,13 @@ from pocketlens_wire.errors import (
 from pocketlens_wire.v1 import retrieval_pb2 as pb
 
 from pocketlens_cloud.service import Service
-from pocketlens_cloud.serving.front import MAX_WAITING, WORKERS, Front
+from pocketlens_cloud.serving.batching import Limits
+from pocketlens_cloud.serving.front import HANDS, Front
 
 log = logging.getLogger(__name__)
 
 GRACE_S: Final = 10.0  # for calls in flight when the server is told to stop
+MAX_CALLS: Final = 4096  # at once; the last line behind Front, which turns away far earlier and says when to come again
 MAX_SENTENCE: Final = 1000  # characters of an error; HTTP/2 trailers have 8 KiB
 
 OPTIONS: Final = [
@@ -40,6 +44,8 @@ OPTIONS: Final = [
     ("grpc.max_concurrent_streams", 100),  # per connection; against rapid reset, CVE-2023-44487
     ("grpc.so_reuseport", 0),  # a second server on the port must fail, not share it
 ]
+
+BATCH: Final = Limits()
 
 _Reply = TypeVar("_Reply", bound=Message)
 
@@ -62,20 +68,19 @@ async def run(
     credentials: grpc.ServerCredentials | None = None,
     interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
     further: Sequence[Callable[[grpc.aio.Server], None]] = (),
+    batch: Limits = BATCH,
 ) -> None:
     """Serve until `stop` is set, then take no new calls, finish those in flight, return.
 
     `port` 0 lets the system choose; `on_ready` gets the port it is. `beside`: what else answers from the same
     front in the meantime, entered before and left after (gateway.py). `credentials`: without them nothing is encrypted;
-    `interceptors`: what every call passes, outermost first; `further`: each adds a service of its own.
-    Raises ServerFault if the port cannot be had."""
+    `interceptors`: what every call passes, outermost first; `further`: each adds a service of its own; `batch`: what
+    is read together. Raises ServerFault if the port cannot be had."""
     require_upb()
-    with ThreadPoolExecutor(WORKERS, "model") as pool:
-        front = Front(service, pool)
+    with ThreadPoolExecutor(HANDS, "hand") as hands, ThreadPoolExecutor(batch.runs, "tower") as readers:
+        front = Front(service, hands, readers, batch)
         async with beside(front) if beside else nullcontext():
-            server = grpc.aio.server(
-                interceptors=interceptors, options=OPTIONS, maximum_concurrent_rpcs=2 * MAX_WAITING
-            )
+            server = grpc.aio.server(interceptors=interceptors, options=OPTIONS, maximum_concurrent_rpcs=MAX_CALLS)
             server.add_generic_rpc_handlers([_handlers(front)])
             for add in further:
                 add(server)
@@ -160,6 +165,10 @@ def _answering(
 
 
 async def _abort(context: Any, error: PocketlensError) -> NoReturn:
-    kind = ((KIND_METADATA, type(error).__name__),)
-    await context.abort(status_of(error), str(error)[:MAX_SENTENCE], kind)
+    told = [(KIND_METADATA, type(error).__name__)]
+    if isinstance(error, Overloaded):
+        # Ours, and the name by which gRPC's own retries know it.
+        wait_ms = str(round(error.retry_after_s * 1e3))
+        told += [(RETRY_METADATA, wait_ms), ("grpc-retry-pushback-ms", wait_ms)]
+    await context.abort(status_of(error), str(error)[:MAX_SENTENCE], tuple(told))
     raise AssertionError("abort returned")

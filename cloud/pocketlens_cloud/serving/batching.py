@@ -1,0 +1,216 @@
+"""The queue before the text tower: rows of many questions read together.
+
+Owns which rows share a run, what is dropped before a run, and what is remembered after it. No timer holds a row back:
+whenever the tower is free it reads what is waiting, so batches grow with the load and a lone question waits for nobody.
+Runs in one event loop, the tower in threads; what a row means is compose.py's."""
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final, final
+
+import numpy as np
+from numpy.typing import NDArray
+from pocketlens_wire.errors import TooLate
+
+from pocketlens_cloud.towers import MAX_ROWS, Row, buckets
+
+log = logging.getLogger(__name__)
+
+Read = Callable[[Sequence[Row]], NDArray[np.float32]]
+Feature = NDArray[np.float32]  # (dim,)
+
+MAX_TOKENS: Final = 384  # of one run, padding included: on a CPU more rows take longer without being read any faster
+KEPT: Final = 20_000  # features remembered; 40 MB at 512 numbers each
+SMOOTHING: Final = 0.2  # weight of the newest run in the estimate of the tower's speed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """most_rows, most_tokens: of one run; a single row may be longer. runs: at once. kept: features remembered."""
+
+    most_rows: int = MAX_ROWS
+    most_tokens: int = MAX_TOKENS
+    runs: int = 1
+    kept: int = KEPT
+
+
+@dataclass
+class Counts:
+    """What has happened since the start."""
+
+    runs: int = 0
+    rows: int = 0  # read by the tower
+    tokens: int = 0  # of those rows, without padding
+    padding: int = 0
+    remembered: int = 0  # rows answered from memory
+    shared: int = 0  # rows that another question was already waiting for
+    late: int = 0  # dropped because their deadline had passed
+    unwanted: int = 0  # dropped because nobody waited any more
+
+
+@dataclass(eq=False)
+class _Waiting:
+    """A row that is to be read, once, for everyone who waits for it."""
+
+    row: Row
+    key: bytes
+    until: float  # time.monotonic() of the last deadline among those who wait
+    future: "asyncio.Future[Feature]"
+    wanted: int = 0
+    took_s: float = 0.0  # of the run that read it
+    since: float = field(default_factory=time.monotonic)
+
+
+@final
+class Batcher:
+    """A text tower shared by all questions of one event loop."""
+
+    def __init__(self, read: Read, pool: Executor, limits: Limits) -> None:
+        """`read`: rows to features (rows, dim), row for row the same whatever their company; called in `pool`."""
+        self._read, self._pool, self._limits = read, pool, limits
+        self._waiting: dict[bytes, _Waiting] = {}  # in order of arrival
+        self._reading: dict[bytes, _Waiting] = {}
+        self._kept: OrderedDict[bytes, Feature] = OrderedDict()
+        self._running = 0
+        self._tokens_per_s = 0.0
+        self.waiting_tokens = 0  # in rows no run has begun with
+        self.counts = Counts()
+
+    @property
+    def expected_wait_s(self) -> float:
+        """Seconds until a row that came now would be taken up, by the speed of the latest runs; 0 before the first."""
+        return self.waiting_tokens / self._tokens_per_s if self._tokens_per_s else 0.0
+
+    async def read(self, rows: Sequence[Row], until: float = float("inf")) -> tuple[NDArray[np.float32], float]:
+        """Features (len(rows), dim) of one question's rows, and the seconds of the longest run that read one of them.
+
+        until: time.monotonic() of the question's deadline.
+
+        Raises TooLate if it passes before the tower takes them up; whatever the tower raises."""
+        found: list[Feature | _Waiting] = [self._placed(row, until) for row in rows]
+        waiting = [each for each in found if isinstance(each, _Waiting)]
+        if waiting:
+            for each in waiting:
+                each.wanted += 1
+            self._pump()
+            try:
+                await asyncio.wait([each.future for each in waiting])
+            finally:
+                for each in waiting:
+                    each.wanted -= 1
+        texts = np.stack([each.future.result() if isinstance(each, _Waiting) else each for each in found])
+        return texts, max((each.took_s for each in waiting), default=0.0)
+
+    def _placed(self, row: Row, until: float) -> "Feature | _Waiting":
+        """The feature if it is remembered, else the row in the queue, where it may stand already."""
+        key = _key(row)
+        if (feature := self._kept.get(key)) is not None:
+            self._kept.move_to_end(key)
+            self.counts.remembered += 1
+            return feature
+        if known := self._waiting.get(key) or self._reading.get(key):
+            self.counts.shared += 1
+            known.until = max(known.until, until)
+            return known
+        placed = _Waiting(row, key, until, asyncio.get_running_loop().create_future())
+        self._waiting[key] = placed
+        self.waiting_tokens += len(row.ids)
+        return placed
+
+    def _pump(self) -> None:
+        while self._running < self._limits.runs and (batch := self._taken()):
+            self._running += 1
+            run = asyncio.get_running_loop().run_in_executor(self._pool, self._run, [each.row for each in batch])
+            run.add_done_callback(partial(self._ended, batch))
+
+    def _taken(self) -> list[_Waiting]:
+        """The next run: the most urgent row and those that go with it at little padding."""
+        self._drop_what_nobody_waits_for()
+        if not self._waiting:
+            return []
+        queue = list(self._waiting.values())
+        urgent = min(range(len(queue)), key=lambda at: (queue[at].until, queue[at].since))
+        lengths = [len(each.row.ids) for each in queue]
+        groups = buckets(lengths, most_rows=self._limits.most_rows, most_tokens=self._limits.most_tokens)
+        batch = [queue[at] for at in next(group for group in groups if urgent in group)]
+        for each in batch:
+            del self._waiting[each.key]
+            self._reading[each.key] = each
+            self.waiting_tokens -= len(each.row.ids)
+        return batch
+
+    def _drop_what_nobody_waits_for(self) -> None:
+        now = time.monotonic()
+        for each in [each for each in self._waiting.values() if not each.wanted or each.until <= now]:
+            del self._waiting[each.key]
+            self.waiting_tokens -= len(each.row.ids)
+            if each.wanted:
+                self.counts.late += 1
+                each.future.set_exception(TooLate("the deadline passed while the question waited for its turn"))
+            else:
+                self.counts.unwanted += 1
+                each.future.cancel()
+
+    def _run(self, rows: list[Row]) -> "tuple[list[Feature | Exception], float]":
+        """In a thread: each row's feature or what reading it raised, and the seconds it took."""
+        began = time.perf_counter()
+        read = self._read_together(rows)
+        return read, time.perf_counter() - began
+
+    def _read_together(self, rows: list[Row]) -> "list[Feature | Exception]":
+        try:
+            return list(self._read(rows))
+        except Exception as error:
+            if len(rows) == 1:
+                return [error]
+            log.exception("a run of %d rows failed; each is read alone", len(rows))
+            return [each for row in rows for each in self._read_together([row])]
+
+    def _ended(self, batch: list[_Waiting], done: "asyncio.Future[tuple[list[Feature | Exception], float]]") -> None:
+        self._running -= 1
+        for each in batch:
+            del self._reading[each.key]
+        if done.cancelled() or done.exception():  # the pool is going down
+            for each in batch:
+                each.future.cancel()
+            return
+        read, took_s = done.result()
+        for each, feature in zip(batch, read, strict=True):
+            each.took_s = took_s
+            if isinstance(feature, Exception):
+                each.future.set_exception(feature)
+                each.future.exception()  # whoever waited may be gone: asyncio would report it as never looked at
+            else:
+                each.future.set_result(feature)
+                self._remember(each.key, feature)
+        self._account([len(each.row.ids) for each in batch], took_s)
+        self._pump()
+
+    def _remember(self, key: bytes, feature: Feature) -> None:
+        if self._limits.kept and np.isfinite(feature).all():
+            self._kept[key] = feature
+            while len(self._kept) > self._limits.kept:
+                self._kept.popitem(last=False)
+
+    def _account(self, lengths: list[int], took_s: float) -> None:
+        tokens = sum(lengths)
+        self.counts.runs += 1
+        self.counts.rows += len(lengths)
+        self.counts.tokens += tokens
+        self.counts.padding += len(lengths) * max(lengths) - tokens
+        speed = tokens / max(took_s, 1e-6)
+        if len(lengths) > 1 or not self._tokens_per_s:  # a lone row says little of what a full run reads
+            old = self._tokens_per_s or speed
+            self._tokens_per_s = old + SMOOTHING * (speed - old)
+
+
+def _key(row: Row) -> bytes:
+    """All that the feature of a row depends on."""
+    ids = np.asarray(row.ids, np.int32).tobytes()
+    return ids if row.sentence is None else b"%d:%d:" % (row.start, len(ids)) + ids + row.sentence.tobytes()
