@@ -2,10 +2,11 @@
 
 Owns starting it, waiting for it, and stopping it. Called by latency.py."""
 
+import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,13 +25,17 @@ class Running:
     address: str
     started: float
     ready_s: float
+    pid: int
 
 
 @contextmanager
-def serving(bundle: Path, gallery: Path, *, threads: int) -> Iterator[Running]:
-    """`pocketlens-cloud serve` upon `gallery`. Raises ServerFault, quoting its last words, if it does not come up."""
-    command = [*_program(), "serve", "--gallery", gallery, "--bundle", bundle, "--port", 0]
-    with _running([*command, "--threads", threads, "--log-level", "warning"]) as running:
+def serving(
+    bundle: Path, gallery: Path, *, threads: int, more: Sequence[object] = (), processors: Sequence[int] = ()
+) -> Iterator[Running]:
+    """`pocketlens-cloud serve` upon `gallery`. more: further options; processors: those it may use, all if none is
+    named. Raises ServerFault, quoting its last words, if it does not come up."""
+    command = [*_program(), "serve", "--gallery", gallery, "--bundle", bundle, "--port", 0, *more]
+    with _running([*command, "--threads", threads, "--log-level", "warning"], processors) as running:
         yield running
 
 
@@ -43,16 +48,18 @@ def serving_uploads(bundle: Path, gallery: Path, *, threads: int) -> Iterator[Ru
 
 
 @contextmanager
-def _running(command: list[object]) -> Iterator[Running]:
+def _running(command: list[object], processors: Sequence[int] = ()) -> Iterator[Running]:
     with tempfile.TemporaryDirectory(prefix="pocketlens-bench-server-") as folder:
         ready, log = Path(folder) / "ready", Path(folder) / "log"
         with log.open("wb") as out:
             started = perf_counter()
             whole = list(map(str, [*command, "--ready-file", ready]))
             process = subprocess.Popen(whole, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+            if processors and hasattr(os, "sched_setaffinity"):
+                os.sched_setaffinity(process.pid, processors)  # while it has one thread: those to come are bound too
         try:
             address = _wait(process, ready, log, started)
-            yield Running(address, started, perf_counter() - started)
+            yield Running(address, started, perf_counter() - started, process.pid)
         finally:
             process.terminate()
             try:

@@ -21,6 +21,11 @@ PREFERRED = ("CUDAExecutionProvider", "CPUExecutionProvider")
 MAX_THREADS = 4  # rows here are few and short; more threads cost more in waking up than they bring
 
 
+def cores() -> int:
+    """Processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @final
 class Graph:
     """One loaded graph. `run` may be called from several threads at once."""
@@ -35,7 +40,7 @@ class Graph:
         if missing := [name for name in wanted if name not in here]:
             raise ServerFault(f"provider {missing[0]} is not in this onnxruntime; it has {', '.join(here)}")
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or min(MAX_THREADS, os.cpu_count() or 1)
+        options.intra_op_num_threads = threads or min(MAX_THREADS, cores())
         # Threads that spin after a run starve the gallery's: search p95 12.7 ms against 0.7 on 4 busy cores.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3  # errors only; fall-backs are reported through `provider`

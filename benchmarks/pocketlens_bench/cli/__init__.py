@@ -20,6 +20,7 @@ from pocketlens_bench.cli import (
     robustness,
     scale,
     score,
+    serving,
     start,
     tokens,
     zoo,
@@ -29,7 +30,7 @@ from pocketlens_bench.command_line import remember_command
 
 __all__ = [
     "ablation", "accuracy", "app", "distil_pace", "latency", "load", "network", "paper", "report", "robustness",
-    "scale", "score", "start", "tokens", "zoo",
+    "scale", "score", "serving", "start", "tokens", "zoo",
 ]  # fmt: skip
 
 

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from pocketlens_cloud.compose import Composer
     from pocketlens_cloud.gallery.embedded import Gallery
     from pocketlens_cloud.service import Service
-    from pocketlens_cloud.serving.server import Front
+    from pocketlens_cloud.serving.batching import Limits
+    from pocketlens_cloud.serving.front import Front
 
 
 @app.command()
@@ -23,11 +24,13 @@ def serve(
     bundle: Bundle = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 lets the system choose.")] = 50551,
-    threads: Annotated[
-        int | None,
-        typer.Option(min=1, help="CPU threads of one model run (default: up to 4).", show_default=False),
-    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads of one run of the text tower.")] = 1,
     precision: Precision = "fp32",
+    runs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Runs of the text tower at once (default: cores / threads).", show_default=False),
+    ] = None,
+    remember: Annotated[int, typer.Option(min=0, help="Texts whose features are kept; 0: none.")] = 20_000,
     ready_file: Annotated[
         Path | None,
         typer.Option(help="Write host:port here once ready; removed at the end.", show_default=False),
@@ -71,7 +74,7 @@ def serve(
         page = _address(web) if web else None
         if page:
             _guard_host(page[0], insecure_listen)
-        _serve(gallery, bundle, host, port, threads, precision, ready_file, page, pictures)
+        _serve(gallery, bundle, host, port, threads, precision, runs, remember, ready_file, page, pictures)
 
 
 def _guard_host(host: str, insecure_listen: bool) -> None:
@@ -97,8 +100,8 @@ def _address(text: str) -> tuple[str, int]:
 
 
 def _serve(
-    gallery: Path, bundle: Path | None, host: str, port: int, threads: int | None, precision: str,
-    ready_file: Path | None, page: tuple[str, int] | None, pictures: Path | None,
+    gallery: Path, bundle: Path | None, host: str, port: int, threads: int, precision: str, runs: int | None,
+    remember: int, ready_file: Path | None, page: tuple[str, int] | None, pictures: Path | None,
 ) -> None:  # fmt: skip
     """Load gallery and models side by side, then serve until told to stop."""
     from concurrent.futures import ThreadPoolExecutor
@@ -124,7 +127,11 @@ def _serve(
             f"gallery space {held.gallery_space}, {composer.provider}"
         )
         beside = _page(service, held, bundle, page, pictures) if page else None
-        _run(service, host, port, ready_file, facts, beside)
+        from pocketlens_cloud.runtime import cores
+        from pocketlens_cloud.serving.batching import Limits
+
+        batch = Limits(runs=runs or max(1, cores() // threads), kept=remember)
+        _run(service, host, port, ready_file, facts, beside, batch)
 
 
 def _open_gallery(path: Path) -> "Gallery":
@@ -163,7 +170,7 @@ def _page(
 
 def _run(
     service: "Service", host: str, port: int, ready_file: Path | None, facts: str,
-    beside: "Callable[[Front], AbstractAsyncContextManager[None]] | None",
+    beside: "Callable[[Front], AbstractAsyncContextManager[None]] | None", batch: "Limits",
 ) -> None:  # fmt: skip
     import asyncio
     import signal
@@ -183,7 +190,7 @@ def _run(
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop.set))
-        await server.run(service, host=host, port=port, on_ready=on_ready, stop=stop, beside=beside)
+        await server.run(service, host=host, port=port, on_ready=on_ready, stop=stop, beside=beside, batch=batch)
 
     try:
         asyncio.run(until_told())

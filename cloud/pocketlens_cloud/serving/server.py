@@ -36,12 +36,13 @@ log = logging.getLogger(__name__)
 
 GRACE_S: Final = 10.0  # for calls in flight when the server is told to stop
 MAX_CALLS: Final = 4096  # at once; the last line behind Front, which turns away far earlier and says when to come again
+MAX_STREAMS: Final = 1000  # of one connection: bounds rapid reset (CVE-2023-44487); those beyond are UNAVAILABLE to the caller, without a hint
 MAX_SENTENCE: Final = 1000  # characters of an error; HTTP/2 trailers have 8 KiB
 
 OPTIONS: Final = [
     ("grpc.max_receive_message_length", limits.MAX_REQUEST_BYTES),
     ("grpc.server_handshake_timeout_ms", 2000),  # the default holds a silent client for 120 s
-    ("grpc.max_concurrent_streams", 100),  # per connection; against rapid reset, CVE-2023-44487
+    ("grpc.max_concurrent_streams", MAX_STREAMS),
     ("grpc.so_reuseport", 0),  # a second server on the port must fail, not share it
 ]
 

@@ -1,0 +1,379 @@
+"""What the service makes of its processors: questions a second beside the bare text tower and beside open_clip.
+
+Owns the questions (distinct, of mixed length, so that no memory helps), the comparison on the same processors, what one
+question costs beyond tower and search, and what ten times too many questions do. The asker has a processor of its own,
+so that it does not take from what is measured. Called by cli/serving.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import cycle
+from multiprocessing import get_context
+from pathlib import Path
+from threading import Event, Thread
+from time import perf_counter
+from typing import Any, final
+
+import numpy as np
+from pocketlens_cloud.compose import Composer
+from pocketlens_cloud.serving.batching import Limits
+from pocketlens_cloud.towers import Row, buckets
+from pocketlens_samples.language import vocabulary
+from pocketlens_samples.queries import composed_set
+from pocketlens_wire.errors import ServerFault
+from pocketlens_wire.v1 import retrieval_pb2 as pb
+
+from pocketlens_bench.conditions import conditions, load_now
+from pocketlens_bench.latency import shelve
+from pocketlens_bench.load import SEARCH, Outcome, Plan, arrivals, carried_out
+from pocketlens_bench.server import serving
+from pocketlens_bench.world import OnProgress, silently
+
+SHORTEST, LONGEST = 8, 40  # tokens of a row, begin and end among them
+AT_ONCE = 64  # questions open in the closed loop, so that the tower always finds a full run
+SHARE = 0.7  # of capacity: the load beside which overload is seen
+OVERLOAD = 10.0
+DISTINCT = 4000  # questions, asked again and again; the service remembers none
+GALLERY = 500
+SAMPLE_S = 0.5  # between two looks at the server's memory
+HONESTY = (
+    "The service is told to remember nothing, so every question is read by the tower. The asker runs on a processor of "
+    "its own and all that is measured on the others. Texts for open_clip are cut into tokens before its clock starts, "
+    "the service's within it. The bare tower reads the same rows, grouped in the same way, from as many threads, with "
+    "nothing else to do."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """seconds: of each measurement; overload_s: of the overload; unloaded_s: of asking one at a time."""
+
+    seconds: float = 20.0
+    overload_s: float = 300.0
+    unloaded_s: float = 10.0
+
+
+FULL = Sizes()
+QUICK = Sizes(seconds=3.0, overload_s=6.0, unloaded_s=2.0)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which processors do what."""
+
+    measured: tuple[int, ...]
+    asker: tuple[int, ...]
+
+
+def measure(
+    bundle: Path,
+    *,
+    baseline: str | None = None,
+    precision: str = "fp32",
+    threads: int = 1,
+    sizes: Sizes = FULL,
+    seed: int = 0,
+    on_progress: OnProgress = silently,
+) -> dict[str, Any]:
+    """Everything `pocketlens-bench serving` says, as one JSON object; times in ms, rates a second, memory in 1e6 bytes.
+
+    baseline: model of open_clip with which to compare, of the same size as the bundle's text tower; threads: of one
+    run of the text tower. Raises the PocketlensError of whatever part fails."""
+    load, began = load_now(), perf_counter()
+    split = processors()
+    limits = Limits(runs=max(1, len(split.measured) // threads), kept=0)
+    composer = Composer.load(bundle, threads=threads, precision=precision)
+    texts = Texts(composer, seed)
+    with tempfile.TemporaryDirectory(prefix="pocketlens-bench-") as folder:
+        shelf = Path(folder) / "gallery"
+        shelve(bundle, composed_set(queries=5, gallery=GALLERY), Path(folder) / "pictures", shelf, on_progress)
+        on_progress("the bare text tower", 0, 5)
+        bare = bare_tower(composer, texts.rows(DISTINCT), limits, sizes.seconds, split)
+        on_progress("open_clip", 1, 5)
+        library = library_rates(baseline, texts.some(DISTINCT), sizes.seconds, split) if baseline else []
+        options = ("--precision", precision, "--runs", limits.runs, "--remember", 0)
+        with serving(bundle, shelf, threads=threads, more=options, processors=split.measured) as server:
+            asker = Asker(server.address, split, texts.requests(DISTINCT))
+            on_progress("as many questions as go", 2, 5)
+            full = asker.closed(AT_ONCE, sizes.seconds)
+            capacity = answered(full) / sizes.seconds
+            on_progress("one question at a time", 3, 5)
+            alone = asker.closed(1, sizes.unloaded_s)
+            on_progress("overload", 4, 5)
+            calm = asker.open(SHARE * capacity, sizes.seconds, seed)
+            with Memory(server.pid) as memory:
+                flood = asker.open(OVERLOAD * capacity, sizes.overload_s, seed)
+            after = asker.open(SHARE * capacity, sizes.seconds, seed + 1)
+        on_progress("overload", 5, 5)
+    return {
+        "benchmark": "serving",
+        "set": "words",
+        "precision": precision,
+        "rates": [{"name": "served", "per_s": capacity}, {"name": "the bare text tower", "per_s": bare}, *library],
+        "unloaded": unloaded(alone),
+        "overload": overload(calm, flood, after, capacity, sizes, memory.seen),
+        "honesty": HONESTY,
+        "left_out": [] if baseline else ["open_clip: no model was named with --baseline"],
+        "conditions": conditions(
+            bundle,
+            load=load,
+            seconds=round(perf_counter() - began, 1),
+            threads={"each run of the tower": threads, "runs at once": limits.runs},
+            seeds={"questions": seed, "arrivals": seed},
+            sizes={
+                **asdict(sizes), "processors_measured": len(split.measured), "processors_asking": len(split.asker),
+                "shortest": SHORTEST, "longest": texts.longest, "mean_length": texts.mean_length, "at_once": AT_ONCE,
+                "distinct": DISTINCT,
+            },
+        ),
+    }  # fmt: skip
+
+
+def processors() -> Split:
+    """The last processor asks, the others are measured; a machine with one shares it."""
+    here = tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ()
+    return Split(here[:-1] or here, here[-1:])
+
+
+# --- questions
+
+
+class Texts:
+    """Words whose rows have every length between the shortest and the longest equally often."""
+
+    def __init__(self, composer: Composer, seed: int) -> None:
+        self._composer, self._rng = composer, np.random.default_rng(seed)
+        self._around = len(self._row("a").ids) - self._pieces("a")
+        self._words = {word: self._pieces(word) for word in vocabulary()}
+        self._single = [word for word, pieces in self._words.items() if pieces == 1]
+        self.longest = min(LONGEST, composer.manifest.context)
+        self.mean_length = (SHORTEST + self.longest) / 2
+
+    def some(self, count: int) -> list[str]:
+        return [self._of_length(int(length)) for length in self._rng.integers(SHORTEST, self.longest + 1, count)]
+
+    def rows(self, count: int) -> list[Row]:
+        return [self._row(words) for words in self.some(count)]
+
+    def requests(self, count: int) -> tuple[bytes, ...]:
+        """Search requests of words alone in zero-shot mode: one row each."""
+        space = self._composer.manifest.token_space
+        return tuple(
+            pb.SearchRequest(token_space=space, words=words, mode=pb.MODE_ZERO_SHOT, top=10).SerializeToString()
+            for words in self.some(count)
+        )
+
+    def _of_length(self, length: int) -> str:
+        words, left = [], length - self._around
+        while left > 0:
+            word = str(self._rng.choice(list(self._words)))
+            if self._words[word] > left:
+                word = str(self._rng.choice(self._single))
+            words.append(word)
+            left -= self._words[word]
+        return " ".join(words)
+
+    def _row(self, words: str) -> Row:
+        (row,) = self._composer.plan(None, words, "zero-shot").rows
+        return row
+
+    def _pieces(self, word: str) -> int:
+        """Tokens that one more `word` makes."""
+        return len(self._row(f"a {word}").ids) - len(self._row("a").ids)
+
+
+# --- what is compared with
+
+
+def bare_tower(composer: Composer, rows: Sequence[Row], limits: Limits, seconds: float, split: Split) -> float:
+    """Rows a second that the text tower reads with nothing else to do: groups made beforehand, as many threads as the
+    service has."""
+    lengths = [len(row.ids) for row in rows]
+    groups = [
+        [rows[at] for at in group]
+        for start in range(0, len(rows), AT_ONCE)
+        for group in _grouped(lengths, range(start, min(start + AT_ONCE, len(rows))), limits)
+    ]
+    turn, began = cycle(groups), perf_counter()
+
+    def read(_: int) -> int:
+        done = 0
+        while perf_counter() - began < seconds:
+            group = next(turn)
+            composer.read(group)
+            done += len(group)
+        return done
+
+    with bound_to(split.measured), ThreadPoolExecutor(limits.runs) as pool:
+        composer.read(groups[0])
+        began = perf_counter()
+        done = sum(pool.map(read, range(limits.runs)))
+        return done / (perf_counter() - began)
+
+
+def _grouped(lengths: Sequence[int], within: range, limits: Limits) -> Iterator[list[int]]:
+    """Of as many rows as wait at once in the closed loop, those that are read together."""
+    here = list(within)
+    for group in buckets([lengths[at] for at in here], most_rows=limits.most_rows, most_tokens=limits.most_tokens):
+        yield [here[at] for at in group]
+
+
+def library_rates(model: str, texts: Sequence[str], seconds: float, split: Split) -> list[dict[str, Any]]:
+    """Texts a second through open_clip's own `encode_text`, each padded to its context, one at a time and 32.
+
+    In a process of its own, so that its threads are bound to the measured processors from the start."""
+    asked = {"model": model, "texts": list(texts), "seconds": seconds, "processors": list(split.measured)}
+    done = subprocess.run(
+        [sys.executable, "-c", LIBRARY], input=json.dumps(asked), capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise ServerFault(f"open_clip could not be measured: {done.stderr.strip()[-300:]}")
+    return [
+        {"name": f"open_clip encode_text, {batch} at a time", "per_s": rate} for batch, rate in json.loads(done.stdout)
+    ]
+
+
+LIBRARY = """
+import json, os, sys, time, logging
+asked = json.load(sys.stdin)
+if hasattr(os, "sched_setaffinity") and asked["processors"]: os.sched_setaffinity(0, asked["processors"])
+import open_clip, torch
+logging.disable()
+torch.set_num_threads(max(1, len(asked["processors"])))
+model = open_clip.create_model(asked["model"]).eval()
+tokens = open_clip.get_tokenizer(asked["model"])(asked["texts"])
+rates = []
+with torch.no_grad():
+    for batch in (1, 32):
+        parts = tokens.split(batch)
+        model.encode_text(parts[0])
+        began, done = time.perf_counter(), 0
+        while time.perf_counter() - began < asked["seconds"]:
+            done += len(model.encode_text(parts[done // batch % len(parts)]))
+        rates.append([batch, done / (time.perf_counter() - began)])
+print(json.dumps(rates))
+"""
+
+
+@contextmanager
+def bound_to(processors: Sequence[int]) -> Iterator[None]:
+    """This thread and those it starts on `processors`; threads that are there already stay where they are."""
+    if not processors or not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, processors)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+# --- asking
+
+
+@dataclass(frozen=True)
+class Asker:
+    """Carries out plans in a fresh process on its own processor, whose event loop nothing else delays."""
+
+    address: str
+    split: Split
+    messages: tuple[bytes, ...]
+
+    def closed(self, at_once: int, seconds: float) -> list[Outcome]:
+        return self._carried_out(Plan(self.address, SEARCH, self.messages, at_once=at_once, seconds=seconds))
+
+    def open(self, rate: float, seconds: float, seed: int) -> list[Outcome]:
+        return self._carried_out(Plan(self.address, SEARCH, self.messages, due=arrivals(rate, seconds, seed)))
+
+    def _carried_out(self, plan: Plan) -> list[Outcome]:
+        with ProcessPoolExecutor(1, get_context("spawn"), _bind, (self.split.asker,)) as pool:
+            return pool.submit(carried_out, plan).result()
+
+
+def _bind(processors: Sequence[int]) -> None:
+    if processors and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, processors)
+
+
+@final
+class Memory(Thread):
+    """Resident bytes of a process, looked at until left: (seconds since the start, bytes)."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(daemon=True)
+        self._pid, self._over, self.seen = pid, Event(), []
+
+    def run(self) -> None:
+        began = perf_counter()
+        while not self._over.wait(SAMPLE_S):
+            pages = int(Path(f"/proc/{self._pid}/statm").read_text().split()[1])
+            self.seen.append((perf_counter() - began, pages * os.sysconf("SC_PAGE_SIZE")))
+
+    def __enter__(self) -> Memory:
+        if Path("/proc").is_dir():
+            self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+
+
+# --- figures
+
+
+def answered(outcomes: Sequence[Outcome]) -> int:
+    return sum(one.status == "OK" for one in outcomes)
+
+
+def unloaded(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Quantiles of the whole, of tower and search, and of what is left."""
+    found = [one for one in outcomes if one.status == "OK"]
+    whole = np.array([1e3 * one.took_s for one in found])
+    work = np.array([one.stages["text_tower"] + one.stages["search"] for one in found])
+    return {
+        "questions": len(found),
+        **{
+            name: {f"p{q}_ms": float(np.quantile(values, q / 100)) for q in (50, 95, 99)}
+            for name, values in (("whole", whole), ("tower_and_search", work), ("beyond", whole - work))
+        },
+    }
+
+
+def overload(
+    calm: Sequence[Outcome], flood: Sequence[Outcome], after: Sequence[Outcome], capacity: float, sizes: Sizes,
+    memory: Sequence[tuple[float, int]],
+) -> dict[str, Any]:  # fmt: skip
+    """What was answered of ten times too many, how long those answered and those turned away took."""
+    shed = [1e3 * one.took_s for one in flood if one.status == "RESOURCE_EXHAUSTED"]
+    in_time = sum(one.status == "OK" and one.due + one.took_s <= sizes.overload_s for one in flood)
+    return {
+        "capacity_per_s": capacity,
+        "offered_per_s": len(flood) / sizes.overload_s,
+        "seconds": sizes.overload_s,
+        "goodput_per_s": in_time / sizes.overload_s,
+        "goodput_share": in_time / sizes.overload_s / capacity,
+        "calm": quantiles([1e3 * one.took_s for one in calm if one.status == "OK"]),
+        "accepted": quantiles([1e3 * one.took_s for one in flood if one.status == "OK"]),
+        "turned_away": quantiles(shed),
+        "after": quantiles([1e3 * one.took_s for one in after if one.status == "OK"]),
+        "statuses": {name: dict(Counter(one.status for one in of)) for name, of in
+                     (("calm", calm), ("overload", flood), ("after", after))},
+        "asker_late_p99_ms": 1e3 * float(np.quantile([one.lag_s for one in flood], 0.99)),
+        "memory_mb": {"begin": memory[0][1] / 1e6, "end": memory[-1][1] / 1e6, "most": max(m for _, m in memory) / 1e6}
+        if memory
+        else None,
+    }  # fmt: skip
+
+
+def quantiles(times: Sequence[float]) -> dict[str, float] | None:
+    return {f"p{q}_ms": float(np.quantile(times, q / 100)) for q in (50, 95, 99)} if times else None
