@@ -6,14 +6,15 @@ synthetic vectors, and what approximate search in the embedded gallery loses. Ca
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pocketlens_cloud.gallery.embedded import INDEX, WALK, Gallery, Point
+from pocketlens_cloud.gallery.embedded import INDEX, EmbeddedGallery
+from pocketlens_cloud.gallery.interface import WALK, Gallery, Point, Search
 from pocketlens_samples.catalogue import Spec
 from pocketlens_samples.queries import COMPOSED_SEED, ComposedSet, composed_set
 
@@ -241,7 +242,7 @@ def on_disk(
         return
     shutil.rmtree(path, ignore_errors=True)
     manifest = lab.composer.manifest
-    with Gallery.create(
+    with EmbeddedGallery.create(
         path, dim=manifest.dim, vectors=manifest.targets, gallery_space=manifest.gallery_space
     ) as gallery:
         placed = _store(gallery, each.base, 0)
@@ -279,11 +280,12 @@ def searched(
     """Recall of exact search's first ten, R@10 of both in percent, and quantiles of a search's time."""
     took, same, found = [], 0, {"exact": 0, "approximate": 0}
     for query, wanted in zip(queries, relevant, strict=True):
-        gallery.search(query, against, TOP)  # once unmeasured: the first touch of a page is the disk's time
+        asked = Search(vector=query, name=against, top=TOP)
+        gallery.search(asked)  # once unmeasured: the first touch of a page is the disk's time
         began = perf_counter()
-        near = gallery.search(query, against, TOP)
+        near = gallery.search(asked)
         took.append(1e3 * (perf_counter() - began))
-        exact = gallery.search(query, against, TOP, exact=True)
+        exact = gallery.search(replace(asked, exact=True))
         ids = {"exact": {int(hit.id, 16) for hit in exact}, "approximate": {int(hit.id, 16) for hit in near}}
         same += len(ids["exact"] & ids["approximate"])
         for how, some in ids.items():

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from pocketlens_cloud.gallery.embedded import Gallery, Point
+from pocketlens_cloud.gallery.embedded import EmbeddedGallery
+from pocketlens_cloud.gallery.interface import Gallery, Point, Search
 
 from pocketlens_bench.lab import Lab, Vectors
 from pocketlens_bench.protocols.measures import Hits
@@ -56,7 +57,8 @@ class Shelf:
 
     def hits(self, vector: NDArray[np.float32], against: str) -> list[tuple[int, float]]:
         """The DEEP best gallery indexes and their scores."""
-        return [(int(hit.id, 16), hit.score) for hit in self.gallery.search(vector, against, DEEP, exact=True)]
+        asked = Search(vector=vector, name=against, top=DEEP, payload=(), exact=True)
+        return [(int(hit.id, 16), hit.score) for hit in self.gallery.search(asked)]
 
 
 @contextmanager
@@ -65,7 +67,7 @@ def shelved(lab: Lab, files: Sequence[bytes], folder: Path, on_done: Callable[[i
     manifest = lab.composer.manifest
     batches: list[dict[str, Vectors]] = []
     placed = 0
-    with Gallery.create(
+    with EmbeddedGallery.create(
         folder, dim=manifest.dim, vectors=manifest.targets, gallery_space=manifest.gallery_space
     ) as gallery:
         for batch in lab.images(files):

@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pocketlens_cloud.gallery.embedded import INDEX, WALK, Gallery, IndexSettings, Point, Walk
+from pocketlens_cloud.gallery.embedded import INDEX, EmbeddedGallery, IndexSettings
+from pocketlens_cloud.gallery.interface import WALK, Gallery, Point, Search, Walk
 
 from pocketlens_bench.conditions import conditions, load_now
 from pocketlens_bench.world import OnProgress, silently
@@ -167,7 +168,9 @@ def build(home: Path, settings: IndexSettings, sizes: Sizes, seed: int) -> dict[
         return json.loads(card.read_text(encoding="utf-8"))
     shutil.rmtree(path, ignore_errors=True)  # begun and not finished
     began, load = perf_counter(), load_now()
-    with Gallery.create(path, dim=sizes.width, vectors=[NAME], gallery_space="gs-tradeoff", index=settings) as gallery:
+    with EmbeddedGallery.create(
+        path, dim=sizes.width, vectors=[NAME], gallery_space="gs-tradeoff", index=settings
+    ) as gallery:
         for at, some in enumerate(drawn(sizes, seed, "gallery")):
             gallery.upsert([Point(f"{at * CHUNK + i:032x}", {NAME: row}) for i, row in enumerate(some)])
         stored = perf_counter()
@@ -192,10 +195,10 @@ def search(
     """A row for each way of walking and each ef: recall and times, one search at a time."""
     queries = np.concatenate(list(drawn(sizes, seed, "queries")))
     rows = []
-    with Gallery.open(home / _name(settings)) as gallery:
+    with EmbeddedGallery.open(home / _name(settings)) as gallery:
         for query in queries:  # so that the first row does not pay for reading the index from the disk
-            gallery.search(query, NAME, TOP, walk=Walk(ef=EFS[-1], int8=False))
-            gallery.search(query, NAME, TOP, walk=Walk(ef=EFS[-1]))
+            gallery.search(Search(vector=query, name=NAME, top=TOP, walk=Walk(ef=EFS[-1], int8=False)))
+            gallery.search(Search(vector=query, name=NAME, top=TOP, walk=Walk(ef=EFS[-1])))
         for walk in HOW_WALKED:
             if walk.int8 and not settings.int8:
                 continue
@@ -214,7 +217,7 @@ def asked(
     took, found = [], 0
     for query, wanted in zip(queries, truth, strict=True):
         began = perf_counter()
-        hits = gallery.search(query, NAME, TOP, walk=walk)
+        hits = gallery.search(Search(vector=query, name=NAME, top=TOP, walk=walk))
         took.append(1e3 * (perf_counter() - began))
         found += len({int(hit.id, 16) for hit in hits} & set(wanted.tolist()))
     p50, p95, p99 = (float(q) for q in np.quantile(took, (0.5, 0.95, 0.99)))

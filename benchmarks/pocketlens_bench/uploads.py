@@ -20,7 +20,8 @@ import numpy as np
 from PIL import Image
 from pocketlens_cloud.bundle import open_cloud_half
 from pocketlens_cloud.compose import VECTOR_OF, Composer
-from pocketlens_cloud.gallery.embedded import Gallery
+from pocketlens_cloud.gallery.embedded import EmbeddedGallery
+from pocketlens_cloud.gallery.interface import Search
 from pocketlens_cloud.runtime import Graph
 from pocketlens_wire.errors import BadBundle
 from pocketlens_wire.pictures import PictureSpec, fit, open_picture
@@ -106,7 +107,7 @@ class Uploads:
         self._spec = manifest.picture
         self._tower = Graph(folder / manifest.image_tower["fp32"].file, threads=threads)
         self._composer = Composer.load(bundle, threads=threads)
-        self._gallery = Gallery.open(gallery)
+        self._gallery = EmbeddedGallery.open(gallery)
 
     def answer(self, request: bytes) -> bytes:
         """Composition is zero-shot, as the tokens' way is measured."""
@@ -120,7 +121,7 @@ class Uploads:
         towered = perf_counter()
         composed = self._composer.compose(sentence, words, "zero-shot")
         texted = perf_counter()
-        hits = self._gallery.search(composed.vector, VECTOR_OF["zero-shot"], TOP)
+        hits = self._gallery.search(Search(vector=composed.vector, name=VECTOR_OF["zero-shot"], top=TOP))
         ended = perf_counter()
         marks = {"decode": (began, decoded), "image_tower": (decoded, towered), "text_tower": (towered, texted),
                  "search": (texted, ended), "total": (began, ended)}  # fmt: skip

@@ -9,7 +9,8 @@ from typing import final
 from pocketlens_wire.v1 import retrieval_pb2 as pb
 
 from pocketlens_cloud.compose import Composer
-from pocketlens_cloud.gallery.embedded import Gallery
+from pocketlens_cloud.gallery.embedded import EmbeddedGallery
+from pocketlens_cloud.gallery.interface import Gallery
 from pocketlens_cloud.service import Service
 
 
@@ -38,12 +39,12 @@ class LocalGallery:
         self.close()
 
     def __str__(self) -> str:
-        return str(self._gallery.path)
+        return self._gallery.title
 
 
 def open_local(gallery: Path, bundle: Path) -> LocalGallery:
     """Open `gallery` with the cloud half of `bundle`. Raises GalleryError, BadBundle, SpaceMismatch."""
-    held = Gallery.open(gallery)  # first: it is quick, and says who else holds it
+    held = EmbeddedGallery.open(gallery)  # first: it is quick, and says who else holds it
     try:
         return LocalGallery(Service(Composer.load(bundle), held), held)
     except BaseException:

@@ -17,7 +17,8 @@ from pocketlens_wire.errors import BadQuery, GalleryError, SpaceMismatch
 from pocketlens_wire.v1 import retrieval_pb2 as pb
 
 from pocketlens_cloud.compose import Composer, Mode, Plan
-from pocketlens_cloud.gallery.embedded import Gallery, Scored
+from pocketlens_cloud.gallery.filters import Filter, carrying
+from pocketlens_cloud.gallery.interface import Gallery, Scored, Search
 from pocketlens_cloud.gallery.payload import Scalar, clip
 from pocketlens_cloud.towers import Row
 
@@ -33,7 +34,7 @@ class Question:
     plan: Plan
     k: int  # tokens of the sentence, 0 without a picture
     top: int
-    where: dict[str, Scalar]
+    where: Filter
     check_ms: float
     checked_at: float  # time.perf_counter() seconds
 
@@ -48,12 +49,12 @@ class Service:
         self._manifest = composer.manifest
         if gallery.gallery_space != self._manifest.gallery_space:
             raise SpaceMismatch(
-                f"gallery {gallery.path} lies in gallery space `{gallery.gallery_space}`; "
+                f"gallery {gallery.title} lies in gallery space `{gallery.gallery_space}`; "
                 f"bundle {self._manifest.name} speaks `{self._manifest.gallery_space}`. "
                 "Serve it with the bundle it was indexed with, or index again into a new directory"
             )
         if gallery.size == 0:
-            raise GalleryError(f"gallery {gallery.path} holds no pictures: index some with `pocketlens-cloud index`")
+            raise GalleryError(f"gallery {gallery.title} holds no pictures: index some with `pocketlens-cloud index`")
         self.modes: list[Mode] = [mode for mode in composer.modes if composer.vector_of(mode) in gallery.vectors]
         self._default_mode: Mode = "tuned" if "tuned" in self.modes else "zero-shot"
 
@@ -124,7 +125,8 @@ class Service:
         read = time.perf_counter()
         composed = self._composer.finish(question.plan, texts)
         headed = time.perf_counter()
-        hits = self._gallery.search(composed.vector, composed.vector_name, question.top, question.where)
+        asked = Search(vector=composed.vector, name=composed.vector_name, top=question.top, where=question.where)
+        hits = self._gallery.search(asked)
         ended = time.perf_counter()
         times = pb.StageTimes(
             check_ms=question.check_ms,
@@ -195,17 +197,18 @@ class Service:
         name = next((mode for mode, wire in WIRE_MODE.items() if wire == asked), f"number {asked}")
         raise BadQuery(f"mode {name} is not held by this gallery; it holds {', '.join(self.modes)}")
 
-    def _where(self, request: pb.SearchRequest) -> dict[str, Scalar]:
+    def _where(self, request: pb.SearchRequest) -> Filter:
         if len(request.filter) > limits.MAX_CONDITIONS:
             raise BadQuery(f"a filter may have {limits.MAX_CONDITIONS} conditions; {len(request.filter)} came")
-        where: dict[str, Scalar] = {}
+        values: dict[str, Scalar] = {}
         for condition in request.filter:
             kind = condition.equals.WhichOneof("kind")
             if kind is None:
                 raise BadQuery(f"filter key {clip(condition.key)} has no value")
-            if condition.key in where:
+            if condition.key in values:
                 raise BadQuery(f"filter key {clip(condition.key)} is named twice; all conditions must hold at once")
-            where[condition.key] = getattr(condition.equals, kind)
+            values[condition.key] = getattr(condition.equals, kind)
+        where = carrying(values)
         self._gallery.check_filter(where)
         return where
 

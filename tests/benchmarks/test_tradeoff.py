@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from pocketlens_bench import tradeoff
 from pocketlens_bench.tradeoff import TOP, Sizes, drawn, exact_hits, measure, walked
-from pocketlens_cloud.gallery.embedded import INDEX, IndexSettings, Walk
+from pocketlens_cloud.gallery.embedded import INDEX, IndexSettings
+from pocketlens_cloud.gallery.interface import Walk
 
 SMALL = Sizes(vectors=4_500, width=32, inner=8, queries=20)
 

@@ -20,7 +20,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from pocketlens_cloud.compose import Composer
-from pocketlens_cloud.gallery.embedded import Gallery
+from pocketlens_cloud.gallery.embedded import EmbeddedGallery
 from pocketlens_cloud.indexing import ingest
 from pocketlens_cloud.service import Service
 from pocketlens_cloud.serving import server
@@ -375,8 +375,8 @@ def indexed(toy, pictures, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def gallery(indexed) -> Iterator[Gallery]:
-    with Gallery.open(indexed) as held:
+def gallery(indexed) -> Iterator[EmbeddedGallery]:
+    with EmbeddedGallery.open(indexed) as held:
         yield held
 
 

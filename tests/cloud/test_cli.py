@@ -14,7 +14,7 @@ from pathlib import Path
 import grpc
 import pytest
 from pocketlens_cloud.cli import app
-from pocketlens_cloud.gallery.embedded import Gallery
+from pocketlens_cloud.gallery.embedded import EmbeddedGallery
 from pocketlens_wire.v1.retrieval_pb2_grpc import RetrievalStub
 from typer.testing import CliRunner
 
@@ -86,7 +86,7 @@ def test_a_signal_lets_calls_in_flight_finish_and_ends_with_zero(toy, own_galler
     assert "ExecutionProvider" in out
     assert "Traceback" not in err
     assert not (tmp_path / "address").exists()
-    Gallery.open(own_gallery).close()
+    EmbeddedGallery.open(own_gallery).close()
 
 
 def test_while_it_serves_the_gallery_is_held_and_after_kill_9_it_opens_again(own_gallery, spawn, invoke, pictures):

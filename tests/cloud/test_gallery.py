@@ -9,7 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from pocketlens_cloud.gallery.embedded import Gallery, Point
+from pocketlens_cloud.gallery.embedded import EmbeddedGallery
+from pocketlens_cloud.gallery.filters import carrying
+from pocketlens_cloud.gallery.interface import Point, Scored, Search
 from pocketlens_cloud.gallery.payload import MAX_PAYLOAD_BYTES, learn
 from pocketlens_wire.errors import BadQuery, GalleryError
 
@@ -36,10 +38,14 @@ def name(i: int) -> str:
     return f"{i:032x}"
 
 
-def fill(path: Path) -> tuple[Gallery, np.ndarray, np.ndarray]:
+def nearest(gallery: EmbeddedGallery, query: np.ndarray, top: int, where: dict | None = None) -> list[Scored]:
+    return gallery.search(Search(vector=query, name="original", top=top, where=carrying(where or {})))
+
+
+def fill(path: Path) -> tuple[EmbeddedGallery, np.ndarray, np.ndarray]:
     """300 pictures; (gallery, original vectors, union vectors)."""
     original, union = unit(300, 0), unit(300, 1)
-    gallery = Gallery.create(path, dim=DIM, vectors=["original", "union"], gallery_space="gs-1")
+    gallery = EmbeddedGallery.create(path, dim=DIM, vectors=["original", "union"], gallery_space="gs-1")
     gallery.upsert([Point(name(i), {"original": original[i], "union": union[i]}, payload(i)) for i in range(300)])
     gallery.settle()
     return gallery, original, union
@@ -68,7 +74,7 @@ def test_search_is_brute_force_on_a_small_gallery(shared, exact):
         for vector, table in zip(("original", "union"), tables, strict=True):
             scores = table @ query
             best = np.argsort(-scores)[:20]
-            hits = gallery.search(query, vector, 20, exact=exact)
+            hits = gallery.search(Search(vector=query, name=vector, top=20, exact=exact))
             assert [hit.id for hit in hits] == [name(i) for i in best]
             assert np.abs(np.array([hit.score for hit in hits]) - scores[best]).max() < COSINE
             assert [hit.payload for hit in hits] == [payload(i) for i in best]
@@ -93,7 +99,7 @@ def test_filters_are_brute_force_too(shared, where):
     query = unit(1, 3)[0]
     fits = [i for i in range(300) if all(payload(i)[key] == value for key, value in where.items())]
     wanted = sorted(fits, key=lambda i: -(original[i] @ query))
-    hits = gallery.search(query, "original", 300, where)
+    hits = nearest(gallery, query, 300, where)
     assert [hit.id for hit in hits] == [name(i) for i in wanted]
 
 
@@ -120,7 +126,7 @@ def test_payload_comes_back_with_its_types(shared):
 )
 def test_a_filter_the_gallery_cannot_answer_is_a_bad_query(shared, where, message):
     with pytest.raises(BadQuery) as caught:
-        shared[0].check_filter(where)
+        shared[0].check_filter(carrying(where))
     assert message in str(caught.value)
 
 
@@ -133,7 +139,7 @@ def test_upsert_replaces_and_delete_removes(filled):
     assert gallery.size == len(stored) == 299
     assert stored[name(5)] == {"file": "new.png"}
     assert stored[name(7)] == {"file": "seven.png", "n": 1}
-    assert {hit.id for hit in gallery.search(original[6], "original", 2)} == {name(5), name(6)}
+    assert {hit.id for hit in nearest(gallery, original[6], 2)} == {name(5), name(6)}
 
 
 def test_generation_changes_with_every_opening_that_writes_and_only_then(filled, tmp_path):
@@ -141,17 +147,17 @@ def test_generation_changes_with_every_opening_that_writes_and_only_then(filled,
     path, first = gallery.path, gallery.generation
     assert gallery.settled
     gallery.close()
-    with Gallery.open(path) as again:
+    with EmbeddedGallery.open(path) as again:
         assert (again.generation, again.size, again.settled) == (first, 300, True)
         again.settle()
         assert again.generation == first
         again.delete([name(1)])
         assert again.generation != first
         assert not again.settled
-    with Gallery.open(path) as again:
+    with EmbeddedGallery.open(path) as again:
         assert not again.settled
         again.settle()
-    with Gallery.open(path) as again:
+    with EmbeddedGallery.open(path) as again:
         assert again.settled
         assert again.gallery_space == "gs-1"
 
@@ -160,10 +166,10 @@ def test_an_integer_key_that_meets_a_number_becomes_a_number_key(filled):
     gallery, original, union = filled
     gallery.upsert([Point(name(5), {"original": original[5], "union": union[5]}, payload(5) | {"n": 2.5})])
     assert gallery.payload_kinds["n"] == "number"
-    hits = gallery.search(original[0], "original", 300, {"n": 3.0})
+    hits = nearest(gallery, original[0], 300, {"n": 3.0})
     assert {hit.id for hit in hits} == {name(i) for i in range(300) if i % 7 == 3}
     assert type(hits[0].payload["n"]) is float
-    assert [hit.id for hit in gallery.search(original[0], "original", 9, {"n": 2.5})] == [name(5)]
+    assert [hit.id for hit in nearest(gallery, original[0], 9, {"n": 2.5})] == [name(5)]
 
 
 def test_keys_of_every_allowed_shape_can_be_filtered(filled):
@@ -171,7 +177,7 @@ def test_keys_of_every_allowed_shape_can_be_filtered(filled):
     keys = {"in-stock": 1, "größe": "m", "_": True, "ключ": 0.5, "K" * 64: -3}
     gallery.upsert([Point(name(3), {"original": original[3], "union": union[3]}, keys)])
     for key, value in keys.items():
-        assert [hit.id for hit in gallery.search(original[0], "original", 9, {key: value})] == [name(3)]
+        assert [hit.id for hit in nearest(gallery, original[0], 9, {key: value})] == [name(3)]
 
 
 @pytest.mark.parametrize(
@@ -213,13 +219,13 @@ def test_payload_that_could_not_be_filtered_is_refused(bad, message):
 def test_a_second_process_is_refused_with_the_holders_pid(filled):
     gallery, *_ = filled
     code = (
-        "import sys, pathlib; from pocketlens_cloud.gallery.embedded import Gallery; "
-        "Gallery.open(pathlib.Path(sys.argv[1]))"
+        "import sys, pathlib; from pocketlens_cloud.gallery.embedded import EmbeddedGallery; "
+        "EmbeddedGallery.open(pathlib.Path(sys.argv[1]))"
     )
     second = subprocess.run([sys.executable, "-c", code, str(gallery.path)], capture_output=True, text=True)
     assert f"is open in another process (pid {os.getpid()})" in second.stderr
     with pytest.raises(GalleryError, match=f"pid {os.getpid()}"):
-        Gallery.open(gallery.path)
+        EmbeddedGallery.open(gallery.path)
     gallery.close()
     assert subprocess.run([sys.executable, "-c", code, str(gallery.path)]).returncode == 0
 
@@ -228,8 +234,9 @@ def test_a_killed_writer_loses_nothing_it_was_told_is_in_and_frees_the_gallery(t
     """kill -9 right after upsert returned, before any flush: the engine's log has it."""
     code = """
 import sys; from pathlib import Path; import numpy as np
-from pocketlens_cloud.gallery.embedded import Gallery, Point
-gallery = Gallery.create(Path(sys.argv[1]), dim=4, vectors=["original"], gallery_space="gs-1")
+from pocketlens_cloud.gallery.embedded import EmbeddedGallery
+from pocketlens_cloud.gallery.interface import Point
+gallery = EmbeddedGallery.create(Path(sys.argv[1]), dim=4, vectors=["original"], gallery_space="gs-1")
 for i in range(10**9):
     gallery.upsert([Point(f"{i:032x}", {"original": np.ones(4, np.float32)}, {"file": str(i)})])
     print(i, flush=True)
@@ -240,7 +247,7 @@ for i in range(10**9):
     time.sleep(0.3)
     writer.kill()
     last = int(writer.communicate()[0].splitlines()[-1])
-    with Gallery.open(tmp_path / "g") as gallery:
+    with EmbeddedGallery.open(tmp_path / "g") as gallery:
         stored = dict(gallery.payloads())
         assert not gallery.settled
         assert len(stored) in (last + 1, last + 2)  # the last upsert may not have been told any more
@@ -255,34 +262,34 @@ def test_an_unwritable_place_is_a_plain_error(public_place, without_rights):
     closed.chmod(0o555)
     for path in (closed, closed / "g", public_place / "file" / "g"):
         with without_rights(), pytest.raises(GalleryError, match=r"cannot write to .*Choose a directory you may"):
-            Gallery.create(path, dim=4, vectors=["original"], gallery_space="gs-1")
+            EmbeddedGallery.create(path, dim=4, vectors=["original"], gallery_space="gs-1")
 
 
 def test_an_unwritable_gallery_is_a_plain_error(public_place, without_rights):
-    Gallery.create(public_place / "g", dim=4, vectors=["original"], gallery_space="gs-1").close()
+    EmbeddedGallery.create(public_place / "g", dim=4, vectors=["original"], gallery_space="gs-1").close()
     for mode in (0o555, 0o000):
         for path in (*(public_place / "g").iterdir(), public_place / "g"):
             path.chmod(mode & (0o777 if path.is_dir() else 0o666))
         with without_rights(), pytest.raises(GalleryError, match="cannot write to"):
-            Gallery.open(public_place / "g")
+            EmbeddedGallery.open(public_place / "g")
         (public_place / "g").chmod(0o755)
 
 
 def test_what_is_no_gallery_is_said_to_be_none(tmp_path):
     with pytest.raises(GalleryError, match=r"no gallery in .*pocketlens-cloud index"):
-        Gallery.open(tmp_path)
+        EmbeddedGallery.open(tmp_path)
     (tmp_path / "holiday.txt").touch()
     with pytest.raises(GalleryError, match=r"is not empty \(it holds holiday.txt\)"):
-        Gallery.create(tmp_path, dim=4, vectors=["original"], gallery_space="gs-1")
+        EmbeddedGallery.create(tmp_path, dim=4, vectors=["original"], gallery_space="gs-1")
 
 
 def test_an_unfinished_creation_is_begun_again(tmp_path):
-    Gallery.create(tmp_path / "g", dim=4, vectors=["original"], gallery_space="gs-1").close()
+    EmbeddedGallery.create(tmp_path / "g", dim=4, vectors=["original"], gallery_space="gs-1").close()
     (tmp_path / "g" / "gallery.json").rename(tmp_path / "g" / "gallery.json.new")
-    with Gallery.create(tmp_path / "g", dim=8, vectors=["original"], gallery_space="gs-1") as gallery:
+    with EmbeddedGallery.create(tmp_path / "g", dim=8, vectors=["original"], gallery_space="gs-1") as gallery:
         assert gallery.dim == 8
     with pytest.raises(GalleryError, match="already holds a gallery"):
-        Gallery.create(tmp_path / "g", dim=4, vectors=["original"], gallery_space="gs-1")
+        EmbeddedGallery.create(tmp_path / "g", dim=4, vectors=["original"], gallery_space="gs-1")
 
 
 def test_a_damaged_or_newer_description_is_named(filled):
@@ -297,6 +304,6 @@ def test_a_damaged_or_newer_description_is_named(filled):
     ):
         file.write_text(text)
         with pytest.raises(GalleryError, match=message):
-            Gallery.open(gallery.path)
+            EmbeddedGallery.open(gallery.path)
     file.write_text(json.dumps(whole))
-    Gallery.open(gallery.path).close()  # and the lock was let go each time
+    EmbeddedGallery.open(gallery.path).close()  # and the lock was let go each time

@@ -4,7 +4,9 @@ import json
 
 import numpy as np
 import pytest
-from pocketlens_cloud.gallery.embedded import Gallery, IndexSettings, Point, Walk
+from pocketlens_cloud.gallery.embedded import EmbeddedGallery, IndexSettings
+from pocketlens_cloud.gallery.filters import carrying
+from pocketlens_cloud.gallery.interface import Point, Search, Walk
 
 WIDE, MANY = 1024, 3000  # 12 MB a vector name, above the engine's indexing threshold of 10,000 KiB
 
@@ -17,7 +19,7 @@ def indexed(request, tmp_path_factory):
     rows = rng.standard_normal((MANY, 32)) @ rng.standard_normal((32, WIDE))
     rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
     index = IndexSettings(m=12, ef_construct=40, int8=request.param)
-    with Gallery.create(path, dim=WIDE, vectors=["original"], gallery_space="gs-1", index=index) as gallery:
+    with EmbeddedGallery.create(path, dim=WIDE, vectors=["original"], gallery_space="gs-1", index=index) as gallery:
         gallery.upsert([Point(f"{i:032x}", {"original": row}, {"half": i % 2}) for i, row in enumerate(rows)])
         gallery.settle()
         yield path, gallery, rows, request.param
@@ -31,12 +33,12 @@ def test_index_settings_reach_the_engine(indexed):
     assert any((path / "shard").rglob("quantized*")) is int8  # the one-byte copies themselves
 
 
-@pytest.mark.parametrize("where", [None, {"half": 1}])
+@pytest.mark.parametrize("where", [{}, {"half": 1}])
 def test_scores_of_a_quantised_search_are_true_cosines_best_first(indexed, where):
     _, gallery, rows, _ = indexed
     queries = rows[:20] + 0.01 * rows[20:40]
     for query in queries / np.linalg.norm(queries, axis=1, keepdims=True):
-        hits = gallery.search(query, "original", 10, where)
+        hits = gallery.search(Search(vector=query, name="original", top=10, where=carrying(where)))
         cosines = rows @ query
         assert [hit.score for hit in hits] == pytest.approx([float(cosines[int(hit.id, 16)]) for hit in hits], abs=1e-5)
         assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
@@ -44,17 +46,21 @@ def test_scores_of_a_quantised_search_are_true_cosines_best_first(indexed, where
 
 def test_scores_left_coarse_differ_so_rescoring_is_what_makes_them_true(indexed):
     _, gallery, rows, int8 = indexed
-    hits = gallery.search(rows[0], "original", 10, walk=Walk(rescore=False))
+    hits = gallery.search(Search(vector=rows[0], name="original", top=10, walk=Walk(rescore=False)))
     errors = [abs(hit.score - float(rows[int(hit.id, 16)] @ rows[0])) for hit in hits]
     assert (max(errors) > 1e-4) is int8
 
 
 def test_a_wider_walk_finds_more_and_the_default_nearly_all(indexed):
     _, gallery, rows, _ = indexed
-    exact = [{hit.id for hit in gallery.search(row, "original", 10, exact=True)} for row in rows[:50]]
+
+    def ids(row, **how) -> set[str]:
+        return {hit.id for hit in gallery.search(Search(vector=row, name="original", top=10, **how))}
+
+    exact = [ids(row, exact=True) for row in rows[:50]]
 
     def recall(**walk) -> float:
-        found = [{hit.id for hit in gallery.search(row, "original", 10, walk=Walk(**walk))} for row in rows[:50]]
+        found = [ids(row, walk=Walk(**walk)) for row in rows[:50]]
         return sum(len(a & b) for a, b in zip(exact, found, strict=True)) / 500
 
     assert recall(ef=10) < recall()
@@ -63,10 +69,10 @@ def test_a_wider_walk_finds_more_and_the_default_nearly_all(indexed):
 
 def test_additions_to_a_settled_gallery_are_found_before_and_after_settling(tmp_path):
     rows = np.random.default_rng(6).standard_normal((MANY, WIDE)).astype(np.float32)
-    with Gallery.create(tmp_path / "g", dim=WIDE, vectors=["original"], gallery_space="gs-1") as gallery:
+    with EmbeddedGallery.create(tmp_path / "g", dim=WIDE, vectors=["original"], gallery_space="gs-1") as gallery:
         gallery.upsert([Point(f"{i:032x}", {"original": row}) for i, row in enumerate(rows[:-1])])
         gallery.settle()
         gallery.upsert([Point(f"{MANY:032x}", {"original": rows[-1]})])
-        assert gallery.search(rows[-1], "original", 1)[0].id == f"{MANY:032x}"
+        assert gallery.search(Search(vector=rows[-1], name="original", top=1))[0].id == f"{MANY:032x}"
         gallery.settle()
-        assert gallery.search(rows[-1], "original", 1)[0].id == f"{MANY:032x}"
+        assert gallery.search(Search(vector=rows[-1], name="original", top=1))[0].id == f"{MANY:032x}"

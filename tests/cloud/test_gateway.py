@@ -20,7 +20,7 @@ import grpc
 import pytest
 from PIL import Image
 from pocketlens_cloud.cli import app
-from pocketlens_cloud.gallery.embedded import Gallery
+from pocketlens_cloud.gallery.embedded import EmbeddedGallery
 from pocketlens_cloud.service import Service
 from pocketlens_cloud.serving import front, gateway, server
 from pocketlens_cloud.serving.front import Front
@@ -468,7 +468,7 @@ def test_without_a_folder_no_picture_is_shown_and_it_says_why(slow, pictures):
 
 
 @pytest.fixture
-def shelf(toy, tmp_path, draw_picture) -> Iterator[tuple[Path, Gallery]]:
+def shelf(toy, tmp_path, draw_picture) -> Iterator[tuple[Path, EmbeddedGallery]]:
     """A small folder and its gallery, to be spoilt."""
     from pocketlens_cloud.indexing import ingest
 
@@ -476,7 +476,7 @@ def shelf(toy, tmp_path, draw_picture) -> Iterator[tuple[Path, Gallery]]:
     draw_picture(folder / "one.png", 1, 900)
     draw_picture(folder / "two.png", 2)
     ingest.index(folder, tmp_path / "gallery", toy.bundle)
-    with Gallery.open(tmp_path / "gallery") as gallery:
+    with EmbeddedGallery.open(tmp_path / "gallery") as gallery:
         yield folder, gallery
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from pocketlens_cloud.gallery.embedded import Gallery
+from pocketlens_cloud.gallery.embedded import EmbeddedGallery
+from pocketlens_cloud.gallery.interface import Search
 from pocketlens_cloud.indexing import ingest
 from pocketlens_cloud.indexing.ingest import content_id, index, list_pictures, read_payload
 from pocketlens_wire.errors import BadBundle, GalleryError, SpaceMismatch
@@ -21,7 +22,7 @@ COSINE = 1e-5
 
 
 def contents(path: Path) -> dict[str, dict]:
-    with Gallery.open(path) as gallery:
+    with EmbeddedGallery.open(path) as gallery:
         assert gallery.settled
         return dict(gallery.payloads())
 
@@ -36,9 +37,11 @@ def expected(folder: Path) -> dict[str, dict]:
 
 def everything(path: Path, dim: int) -> list:
     """Every picture's place, score and payload in two searches: equal galleries give equal lists."""
-    with Gallery.open(path) as gallery:
+    with EmbeddedGallery.open(path) as gallery:
         queries = np.random.default_rng(0).standard_normal((2, dim)).astype(np.float32)
-        return [gallery.search(query, name, 10_000) for query in queries for name in gallery.vectors]
+        return [
+            gallery.search(Search(vector=query, name=name, top=10_000)) for query in queries for name in gallery.vectors
+        ]
 
 
 @pytest.fixture
@@ -57,7 +60,7 @@ def test_vectors_and_payload_are_those_of_the_pictures(toy, pictures, gallery):
     }
     for name in ("original", "union"):
         for file, vector in zip(files, wanted[name], strict=True):
-            (hit,) = gallery.search(vector, name, 1)
+            (hit,) = gallery.search(Search(vector=vector, name=name, top=1))
             assert hit.id == content_id((pictures / file).read_bytes())
             assert hit.score > 1 - COSINE
             assert hit.payload == {"file": file} | notes[file]
@@ -236,7 +239,7 @@ def test_another_gallery_space_is_refused_with_both_ids(toy, make_toy, folder, t
 def test_a_gallery_without_union_vectors_is_made_by_a_bundle_without_heads(make_toy, folder, tmp_path):
     plain = make_toy(tmp_path / "plain", targets=("original",))
     index(folder, tmp_path / "g", plain.bundle)
-    with Gallery.open(tmp_path / "g") as gallery:
+    with EmbeddedGallery.open(tmp_path / "g") as gallery:
         assert gallery.vectors == ["original"]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from pocketlens_cloud import service as service_module
 from pocketlens_cloud.compose import Composer
-from pocketlens_cloud.gallery.embedded import Gallery
+from pocketlens_cloud.gallery.embedded import EmbeddedGallery
 from pocketlens_cloud.indexing.ingest import content_id, index, list_pictures
 from pocketlens_cloud.service import Service
 from pocketlens_wire import limits
@@ -225,13 +225,13 @@ def test_a_gallery_and_a_bundle_that_do_not_belong_together_do_not_start(compose
     other = make_toy(tmp_path / "other", gallery_space="gs-" + "1" * 16)
     index(pictures, tmp_path / "g", other.bundle)
     both = f"{other.gallery_space}.*{composer.manifest.gallery_space}"
-    with Gallery.open(tmp_path / "g") as gallery, pytest.raises(SpaceMismatch, match=both):
+    with EmbeddedGallery.open(tmp_path / "g") as gallery, pytest.raises(SpaceMismatch, match=both):
         Service(composer, gallery)
 
 
 def test_an_empty_gallery_does_not_start(toy, composer, tmp_path):
     with (
-        Gallery.create(
+        EmbeddedGallery.create(
             tmp_path / "g", dim=toy.dim, vectors=["original", "union"], gallery_space=toy.gallery_space
         ) as gallery,
         pytest.raises(GalleryError, match="holds no pictures"),
@@ -244,7 +244,7 @@ def test_a_gallery_of_original_vectors_answers_zero_shot_and_names_it(
 ):
     plain = make_toy(tmp_path / "plain", targets=("original",))
     index(pictures, tmp_path / "g", plain.bundle)
-    with Gallery.open(tmp_path / "g") as gallery, serve(Service(composer, gallery)) as running:
+    with EmbeddedGallery.open(tmp_path / "g") as gallery, serve(Service(composer, gallery)) as running:
         assert running.search(toy.request()).mode == pb.MODE_ZERO_SHOT
         with pytest.raises(grpc.RpcError, match="mode tuned is not held by this gallery; it holds zero-shot"):
             running.search(toy.request(mode=pb.MODE_TUNED))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from pocketlens_cloud.compose import Composer
-from pocketlens_cloud.gallery.embedded import Gallery
+from pocketlens_cloud.gallery.embedded import EmbeddedGallery
 from pocketlens_cloud.indexing import ingest
 from pocketlens_cloud.service import Service
 from pocketlens_cloud.serving import server
@@ -68,7 +68,7 @@ def serve() -> Serving:
 def address(small_world: Path, serve: Serving) -> Iterator[str]:
     """HOST:PORT of a server of the small world. It holds the gallery: copy it to open it beside."""
     with (
-        Gallery.open(small_world / "gallery") as gallery,
+        EmbeddedGallery.open(small_world / "gallery") as gallery,
         serve(Service(Composer.load(default_bundle()), gallery)) as where,
     ):
         yield where

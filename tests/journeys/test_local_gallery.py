@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pocketlens_cloud.gallery.embedded import Gallery
+from pocketlens_cloud.gallery.embedded import EmbeddedGallery
 from pocketlens_cloud.indexing import ingest
 from pocketlens_edge import Answer, AsyncClient, Client, Encoder, Mode, local, open_gallery
 from pocketlens_wire.bundle import default_bundle
@@ -136,7 +136,7 @@ def test_a_client_leaves_it_open_and_it_lets_go_when_closed(gallery, encoder):
             with Client(opened, encoder) as client:
                 assert client.search(None, "red").hits
         assert str(gallery) in client.server
-    Gallery.open(gallery).close()
+    EmbeddedGallery.open(gallery).close()
 
 
 # --- what can be wrong
@@ -172,7 +172,7 @@ def test_a_gallery_of_another_space(gallery, tmp_path):
 
 def test_an_empty_gallery(tmp_path):
     manifest = read_cloud(default_bundle())
-    Gallery.create(
+    EmbeddedGallery.create(
         tmp_path / "empty", dim=manifest.dim, vectors=manifest.targets, gallery_space=manifest.gallery_space
     ).close()
     with pytest.raises(GalleryError, match="holds no pictures"):

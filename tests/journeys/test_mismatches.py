@@ -25,7 +25,8 @@ from onnx import numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from PIL import Image
 from pocketlens_cloud.compose import Composer
-from pocketlens_cloud.gallery.embedded import Gallery, Point
+from pocketlens_cloud.gallery.embedded import EmbeddedGallery
+from pocketlens_cloud.gallery.interface import Point
 from pocketlens_cloud.indexing import ingest
 from pocketlens_cloud.local import open_local
 from pocketlens_cloud.service import Service
@@ -324,14 +325,14 @@ def office(tiny_run: Path, tiny_bundle: Path, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture(scope="module")
-def galleries(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Path], Gallery]]:
+def galleries(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Path], EmbeddedGallery]]:
     """The gallery that a bundle's vectors lie in, open; a few pictures in it."""
-    held: dict[str, Gallery] = {}
+    held: dict[str, EmbeddedGallery] = {}
 
-    def of(bundle: Path) -> Gallery:
+    def of(bundle: Path) -> EmbeddedGallery:
         manifest = manifests.read_cloud(bundle)
         if manifest.gallery_space not in held:
-            made = Gallery.create(
+            made = EmbeddedGallery.create(
                 tmp_path_factory.mktemp("galleries") / "gallery", dim=manifest.dim, vectors=manifest.targets,
                 gallery_space=manifest.gallery_space,
             )  # fmt: skip
@@ -395,7 +396,10 @@ def expect_refused(came: pb.SearchReply | Refusal, pair: str, *ids: str) -> None
 
 
 def refused_pairs(
-    bundles: Mapping[str, Path], galleries: Callable[[Path], Gallery], serve: Any, id_of: Callable[[Device], str]
+    bundles: Mapping[str, Path],
+    galleries: Callable[[Path], EmbeddedGallery],
+    serve: Any,
+    id_of: Callable[[Device], str],
 ) -> int:
     """Let every device ask every server; returns how many were refused, which must be all but those of one bundle.
 

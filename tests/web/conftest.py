@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 from pocketlens_cloud.compose import Composer
-from pocketlens_cloud.gallery.embedded import Gallery
+from pocketlens_cloud.gallery.embedded import EmbeddedGallery
 from pocketlens_cloud.indexing import ingest
 from pocketlens_cloud.service import Service
 from pocketlens_cloud.serving import gateway, server
@@ -107,7 +107,7 @@ class House:
     """A gallery of drawn pictures and the service over it. `asked`: the requests that came."""
 
     pictures: Path
-    gallery: Gallery
+    gallery: EmbeddedGallery
     service: Service
     asked: list[pb.SearchRequest] = field(default_factory=list)
 
@@ -118,7 +118,7 @@ def house(tmp_path_factory) -> Iterator[House]:
     drawn = composed_set(queries=8, gallery=PICTURES)
     write_gallery(at / "pictures", drawn.gallery, processes=1)
     ingest.index(at / "pictures", at / "gallery", default_bundle(), threads=1)
-    with Gallery.open(at / "gallery") as gallery:
+    with EmbeddedGallery.open(at / "gallery") as gallery:
         service = Service(Composer.load(default_bundle(), threads=1), gallery)
         yield House(at / "pictures", gallery, service)
 

@@ -12,7 +12,8 @@ from pocketlens_cloud.cli.root import Bundle, Precision, app, err, fail, out, pl
 
 if TYPE_CHECKING:
     from pocketlens_cloud.compose import Composer
-    from pocketlens_cloud.gallery.embedded import Gallery
+    from pocketlens_cloud.gallery.embedded import EmbeddedGallery
+    from pocketlens_cloud.gallery.interface import Gallery
     from pocketlens_cloud.service import Service
     from pocketlens_cloud.serving.batching import Limits
     from pocketlens_cloud.serving.front import Front
@@ -134,10 +135,10 @@ def _serve(
         _run(service, host, port, ready_file, facts, beside, batch)
 
 
-def _open_gallery(path: Path) -> "Gallery":
-    from pocketlens_cloud.gallery.embedded import Gallery
+def _open_gallery(path: Path) -> "EmbeddedGallery":
+    from pocketlens_cloud.gallery.embedded import EmbeddedGallery
 
-    return Gallery.open(path)
+    return EmbeddedGallery.open(path)
 
 
 def _load_composer(bundle: Path | None, threads: int | None, precision: str) -> "Composer":

@@ -1,16 +1,16 @@
 """The gallery: pictures' vectors and payload, searched by cosine and filtered by payload.
 
 The only file that imports qdrant_edge; works around what that engine does not check or cannot say.
-The directory's own files are directory.py's, payload types payload.py's. Knows no pictures and no
-models: vectors come in ready."""
+The directory's own files are directory.py's, payload types payload.py's, what may be asked checks.py's, the order of
+hits ranks.py's. Knows no pictures and no models: vectors come in ready."""
 
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, final
+from typing import Any, assert_never, final
 from uuid import UUID
 
 import numpy as np
@@ -19,8 +19,23 @@ from numpy.typing import NDArray
 from pocketlens_wire.errors import GalleryError
 
 from pocketlens_cloud.gallery import directory
+from pocketlens_cloud.gallery.checks import check_filter, check_search
 from pocketlens_cloud.gallery.directory import SHARD, Description, Lock
-from pocketlens_cloud.gallery.payload import Kind, Payload, Scalar, check_filter, learn
+from pocketlens_cloud.gallery.filters import (
+    AnyOf,
+    Between,
+    Condition,
+    Equals,
+    Filter,
+    HasId,
+    Missing,
+    Near,
+    NoneOf,
+    Says,
+)
+from pocketlens_cloud.gallery.interface import Point, Scored, Search, Walk
+from pocketlens_cloud.gallery.payload import Kind, Payload, Scalar, learn
+from pocketlens_cloud.gallery.ranks import Ranked, answers
 
 FULL_SCAN_KB = 10_000  # vectors a filter leaves, in KB, below which comparing with all of them is faster than walking
 MAX_SEGMENT_KB = 100_000_000
@@ -51,43 +66,11 @@ class IndexSettings:
     int8: bool = True
 
 
-@dataclass(frozen=True)
-class Walk:
-    """How the search index is walked.
-
-    ef: pictures kept in view, at least the number wanted; int8: walk the one-byte copies where there are any;
-    rescore: compare those found by their float32 vectors, so that scores are true cosines; oversampling: so many
-    times the wanted number are rescored."""
-
-    ef: int = 640
-    int8: bool = True
-    rescore: bool = True
-    oversampling: float = 2.0
-
-
-INDEX, WALK = IndexSettings(), Walk()
-
-
-@dataclass(frozen=True)
-class Point:
-    """One picture to store. `id`: 32 hex digits (or a UUID); `vectors`: (dim,) float32 by vector name."""
-
-    id: str
-    vectors: Mapping[str, NDArray[np.float32]]
-    payload: Payload = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Scored:
-    """One hit. `id`: 32 hex digits; `score`: cosine, -1 to 1."""
-
-    id: str
-    score: float
-    payload: dict[str, Scalar]
+INDEX = IndexSettings()
 
 
 @final
-class Gallery:
+class EmbeddedGallery:
     """An open gallery. One process at a time; searches may come from several threads."""
 
     def __init__(self, path: Path, lock: Lock, description: Description, shard: engine.EdgeShard) -> None:
@@ -101,7 +84,7 @@ class Gallery:
     @classmethod
     def create(
         cls, path: Path, *, dim: int, vectors: Sequence[str], gallery_space: str, index: IndexSettings = INDEX
-    ) -> "Gallery":
+    ) -> "EmbeddedGallery":
         """Make an empty gallery in `path`, a new or empty directory.
 
         Raises GalleryError if one is there already, the directory holds other things, cannot be
@@ -131,7 +114,7 @@ class Gallery:
             raise
 
     @classmethod
-    def open(cls, path: Path) -> "Gallery":
+    def open(cls, path: Path) -> "EmbeddedGallery":
         """Open the gallery in `path`. Raises GalleryError if there is none, it is damaged, or it is held."""
         if not cls.exists(path):
             raise GalleryError(f"no gallery in {path}: make one with `pocketlens-cloud index DIR --gallery {path}`")
@@ -149,6 +132,11 @@ class Gallery:
     def exists(path: Path) -> bool:
         """Whether `path` holds a finished gallery. Raises GalleryError if it may not be looked at."""
         return directory.holds_gallery(path)
+
+    @property
+    def title(self) -> str:
+        """What messages call it: its directory."""
+        return str(self.path)
 
     @property
     def gallery_space(self) -> str:
@@ -250,36 +238,76 @@ class Gallery:
         found = self._shard.retrieve([_uuid(point_id)], with_payload=True, with_vector=False)
         return self._out(found[0].payload) if found else None
 
-    def check_filter(self, where: Payload) -> None:
+    def check_filter(self, where: Filter) -> None:
         """Raise BadQuery if `where` names an unknown key or gives a value of the wrong type."""
         check_filter(where, self._description.payload)
 
-    def search(
-        self,
-        vector: NDArray[np.float32],
-        name: str,
-        top: int,
-        where: Payload | None = None,
-        *,
-        exact: bool = False,
-        walk: Walk = WALK,
-    ) -> list[Scored]:
-        """The `top` pictures nearest to `vector` (dim,) by cosine in vector `name`, best first.
+    def search(self, asked: Search) -> list[Scored]:
+        """Best first; equal scores in the order of ids. Raises BadQuery for a bad filter or payload key.
 
-        `where`: payload values a picture must carry; `exact`: compare with every picture instead of
-        walking the search index as `walk` says. Raises BadQuery for a bad filter."""
-        request = engine.QueryRequest(
-            limit=top,
-            query=engine.Query.Nearest(vector.tolist(), using=name),
-            filter=_filter(where or {}, self._description.payload),
-            params=_params(top, walk, exact=exact),
-            with_payload=True,
-        )
-        hits = [
-            Scored(UUID(str(hit.id)).hex, max(-1.0, min(1.0, hit.score)), self._out(hit.payload))
-            for hit in self._shard.query(request)
+        What is promised across pages: ranks.answers."""
+        return self.search_many([asked])[0]
+
+    def search_many(self, asked: Sequence[Search]) -> list[list[Scored]]:
+        """Row for row what `search` gives; the engine ranks them together."""
+        for search in asked:
+            check_search(search, self.payload_kinds, self.vectors)
+        found = answers(asked, self._ranked)
+        with _engine(f"{self.path}: cannot be searched"):
+            return [self._scored(search, hits) for search, hits in zip(asked, found, strict=True)]
+
+    def _ranked(self, asked: Sequence[tuple[Search, int]]) -> list[list[Ranked]]:
+        """The so many best of each search, by an engine that knows no payload but the group key."""
+        requests = [
+            engine.QueryRequest(
+                limit=depth,
+                query=engine.Query.Nearest(search.vector.tolist(), using=search.name),
+                filter=_filter(search.where, self._description.payload),
+                params=_params(depth, search.walk, exact=search.exact),
+                with_payload=False if search.group_by is None else [search.group_by],
+            )
+            for search, depth in asked
         ]
-        return sorted(hits, key=lambda hit: (-hit.score, hit.id))  # equal scores always in the same order
+        with _engine(f"{self.path}: cannot be searched"):
+            came = self._shard.query_batch(engine.QueryBatchRequest(requests)) if requests else []
+        return [
+            [
+                Ranked(
+                    UUID(str(hit.id)).hex,
+                    max(-1.0, min(1.0, hit.score)),
+                    self._out(hit.payload).get(search.group_by) if search.group_by else None,
+                )
+                for hit in hits
+            ]
+            for (search, _), hits in zip(asked, came, strict=True)
+        ]
+
+    def _scored(self, asked: Search, hits: Sequence[Ranked]) -> list[Scored]:
+        """Hits with what is stored with them; one that was deleted meanwhile is left out."""
+        wanted = True if asked.payload is None else list(asked.payload) or False
+        if not wanted and not asked.with_vectors:
+            return [Scored(hit.id, hit.score, {}) for hit in hits]
+        stored = {
+            UUID(str(record.id)).hex: record
+            for record in self._shard.retrieve(
+                [_uuid(hit.id) for hit in hits], wanted, [asked.name] if asked.with_vectors else False
+            )
+        }
+        return [
+            Scored(
+                hit.id,
+                hit.score,
+                self._out(record.payload),
+                _vector(record, asked.name) if asked.with_vectors else None,
+            )
+            for hit in hits
+            if (record := stored.get(hit.id))
+        ]
+
+    def ping(self) -> None:
+        """A search of the cheapest kind, for health: raises GalleryError if the gallery does not answer."""
+        with _engine(f"{self.path}: cannot be searched"):
+            self._shard.scroll(engine.ScrollRequest(limit=1, with_payload=False, with_vector=False))
 
     def close(self) -> None:
         """Flush and let go of the directory. Closing twice is no error."""
@@ -288,7 +316,7 @@ class Gallery:
             self._shard.close()
             self._lock.release()
 
-    def __enter__(self) -> "Gallery":
+    def __enter__(self) -> "EmbeddedGallery":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -355,9 +383,9 @@ def _config(dim: int, vectors: Sequence[str], index: IndexSettings) -> engine.Ed
     )
 
 
-def _params(top: int, walk: Walk, *, exact: bool) -> engine.SearchParams:
+def _params(depth: int, walk: Walk, *, exact: bool) -> engine.SearchParams:
     return engine.SearchParams(
-        hnsw_ef=max(walk.ef, top),
+        hnsw_ef=max(walk.ef, depth),
         exact=exact,
         quantization=engine.QuantizationSearchParams(
             ignore=exact or not walk.int8, rescore=walk.rescore, oversampling=walk.oversampling
@@ -365,21 +393,54 @@ def _params(top: int, walk: Walk, *, exact: bool) -> engine.SearchParams:
     )
 
 
-def _filter(where: Payload, kinds: Mapping[str, Kind]) -> engine.Filter | None:
-    """The engine's filter for `where`; None for an empty one. Raises BadQuery."""
-    check_filter(where, kinds)
+def _filter(where: Filter, kinds: Mapping[str, Kind]) -> engine.Filter | None:
+    """The engine's filter for a `where` that `check_filter` let pass; None for an empty one."""
     if not where:
         return None
-    return engine.Filter(must=[_condition(key, _stored(value, kinds[key])) for key, value in where.items()])
+    return engine.Filter(
+        must=[_part(part, kinds) for part in where.all_of],
+        min_should=engine.MinShould([_part(part, kinds) for part in where.any_of], where.at_least)
+        if where.any_of
+        else None,
+        must_not=[_part(part, kinds) for part in where.none_of],
+    )
 
 
-def _condition(key: str, value: Scalar) -> engine.FieldCondition:
-    if isinstance(value, float):  # the engine matches floats by range only
-        return engine.FieldCondition(key, range=engine.RangeFloat(gte=value, lte=value))
-    return engine.FieldCondition(key, match=engine.MatchValue(value))
+def _part(part: Condition | Filter, kinds: Mapping[str, Kind]) -> Any:
+    match part:
+        case Filter():
+            return _filter(part, kinds) or engine.Filter()
+        case HasId(ids):
+            return engine.HasIdCondition({_uuid(point_id) for point_id in ids})
+        case Missing(key):
+            return engine.IsEmptyCondition(key)
+        case Equals(key, value) if kinds[key] == "number":  # the engine matches floats by range only
+            return engine.FieldCondition(key, range=engine.RangeFloat(gte=float(value), lte=float(value)))
+        case Equals(key, value):
+            return engine.FieldCondition(key, match=engine.MatchValue(_stored(value, kinds[key])))
+        case AnyOf(key, values):
+            return engine.FieldCondition(key, match=engine.MatchAny([_stored(value, kinds[key]) for value in values]))
+        case NoneOf(key, values):
+            stored = [_stored(value, kinds[key]) for value in values]
+            return engine.FieldCondition(key, match=engine.MatchExcept(stored))
+        case Between(key=key):
+            bounds = engine.RangeFloat(gt=part.above, gte=part.least, lt=part.below, lte=part.most)
+            return engine.FieldCondition(key, range=bounds)
+        case Says(key, words):
+            return engine.FieldCondition(key, match=engine.MatchText(words))
+        case Near(key, latitude, longitude, radius_m):
+            circle = engine.GeoRadius(engine.GeoPoint(longitude, latitude), radius_m)
+            return engine.FieldCondition(key, geo_radius=circle)
+        case _:
+            assert_never(part)
 
 
-def _stored(value: Scalar, kind: Kind) -> Scalar:
+def _vector(record: engine.Record, name: str) -> NDArray[np.float32]:
+    held: Any = record.vector  # by name, as every gallery's vectors are named
+    return np.asarray(held[name], np.float32)
+
+
+def _stored(value: Scalar, kind: Kind) -> Any:
     """A payload value as the engine keeps it."""
     match kind:
         case "flag":

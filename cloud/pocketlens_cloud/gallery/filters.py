@@ -1,8 +1,9 @@
 """What a search may ask of payload, free of any engine and of the wire.
 
 A filter is a tree of conditions; each gallery translates it for its engine. Bounds are checked where requests come in
-(service.py), keys and types against what the gallery holds (payload.py)."""
+(service.py), keys and types against what the gallery holds (checks.py)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -94,3 +95,8 @@ class Filter:
 
 
 EVERYTHING = Filter()
+
+
+def carrying(values: Mapping[str, Scalar]) -> Filter:
+    """Every key has its value."""
+    return Filter(all_of=tuple(Equals(key, value) for key, value in values.items()))

@@ -1,6 +1,6 @@
-"""What payload a picture may carry: keys, value types, and what a filter may ask of them.
+"""What payload a picture may carry: keys and value types.
 
-Pure Python, no engine. Used by gallery.py for every write and filter, by ingest.py to name a bad line."""
+Pure Python, no engine. Used by galleries for every write, by ingest.py to name a bad line."""
 
 import json
 import math
@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Literal
 
-from pocketlens_wire.errors import BadQuery, GalleryError
+from pocketlens_wire.errors import GalleryError
 
 MAX_PAYLOAD_BYTES = 2048  # of one picture as JSON: a reply of MAX_TOP hits stays under gRPC's 4 MiB
 KEY = re.compile(r"[^\W\d][\w-]{0,63}")  # no dots or quotes, which the engine reads as paths
@@ -57,19 +57,6 @@ def learn(kinds: Mapping[str, Kind], payload: Mapping[str, object]) -> dict[str,
     if len(json.dumps(dict(payload), ensure_ascii=False).encode()) > MAX_PAYLOAD_BYTES:
         raise GalleryError(f"one picture's payload may have {MAX_PAYLOAD_BYTES} bytes as JSON; this one has more")
     return learned
-
-
-def check_filter(where: Payload, kinds: Mapping[str, Kind]) -> None:
-    """Raise BadQuery if `where` names a key not in `kinds` or gives a value of another type.
-
-    An integer may be asked of a number key."""
-    for key, value in where.items():
-        if key not in kinds:
-            known = ", ".join(f"`{known}`" for known in sorted(kinds)) or "none"
-            raise BadQuery(f"filter key {clip(key)} is unknown; this gallery knows {known}")
-        kind, came = kinds[key], kind_of(value)
-        if came != kind and (kind, came) != ("number", "integer"):
-            raise BadQuery(f"filter key `{key}` holds {kind}; {came or 'something else'} {clip(repr(value))} came")
 
 
 def clip(text: str, limit: int = 60) -> str:

@@ -21,7 +21,8 @@ from pocketlens_wire.manifest import CloudManifest
 from pocketlens_wire.pictures import ENDINGS, MAX_FILE_BYTES, PictureSpec, fit, open_picture
 
 from pocketlens_cloud.bundle import open_cloud_half
-from pocketlens_cloud.gallery.embedded import Gallery, Point
+from pocketlens_cloud.gallery.embedded import EmbeddedGallery
+from pocketlens_cloud.gallery.interface import Point
 from pocketlens_cloud.gallery.payload import Kind, Payload, Scalar, clip, learn
 from pocketlens_cloud.towers import ImageTower
 
@@ -79,7 +80,7 @@ def index(
     Unreadable pictures do not stop it, they are in the report.
     Raises GalleryError, BadBundle, SpaceMismatch."""
     files = list_pictures(folder)
-    if not files and not Gallery.exists(gallery):
+    if not files and not EmbeddedGallery.exists(gallery):
         raise GalleryError(f"{folder} holds no pictures (files ending in {', '.join(sorted(ENDINGS))})")
     half, manifest = open_cloud_half(bundle)
     with _open_or_create(gallery, manifest) as held, Journal(gallery / JOURNAL_FILE) as journal:
@@ -223,7 +224,7 @@ class _Run:
     def __init__(
         self,
         folder: Path,
-        gallery: Gallery,
+        gallery: EmbeddedGallery,
         journal: Journal,
         notes: Mapping[str, Payload],
         spec: PictureSpec,
@@ -321,10 +322,12 @@ class _Run:
         return {FILE_KEY: file, **self._notes.get(file, {})}
 
 
-def _open_or_create(path: Path, manifest: CloudManifest) -> Gallery:
-    if not Gallery.exists(path):
-        return Gallery.create(path, dim=manifest.dim, vectors=manifest.targets, gallery_space=manifest.gallery_space)
-    gallery = Gallery.open(path)
+def _open_or_create(path: Path, manifest: CloudManifest) -> EmbeddedGallery:
+    if not EmbeddedGallery.exists(path):
+        return EmbeddedGallery.create(
+            path, dim=manifest.dim, vectors=manifest.targets, gallery_space=manifest.gallery_space
+        )
+    gallery = EmbeddedGallery.open(path)
     if gallery.gallery_space != manifest.gallery_space:
         gallery.close()
         raise SpaceMismatch(

@@ -14,7 +14,7 @@ from PIL import Image
 from pocketlens_wire.errors import GalleryError
 from pocketlens_wire.pictures import MAX_FILE_BYTES, open_picture
 
-from pocketlens_cloud.gallery.embedded import Gallery
+from pocketlens_cloud.gallery.interface import Gallery
 from pocketlens_cloud.indexing.ingest import FILE_KEY
 
 SIDE: Final = 320  # pixels of the longer side: two screen pixels for one at the size shown
