@@ -34,7 +34,7 @@ from pocketlens_wire.v1 import retrieval_pb2 as pb
 
 from pocketlens_bench.conditions import conditions, load_now
 from pocketlens_bench.latency import shelve
-from pocketlens_bench.load import SEARCH, Outcome, Plan, arrivals, carried_out
+from pocketlens_bench.load import SEARCH, Outcome, Plan, arrivals, carried_out, stages
 from pocketlens_bench.server import serving
 from pocketlens_bench.world import OnProgress, silently
 
@@ -365,6 +365,8 @@ def overload(
         "calm": quantiles([1e3 * one.took_s for one in calm if one.status == "OK"]),
         "accepted": quantiles([1e3 * one.took_s for one in flood if one.status == "OK"]),
         "turned_away": quantiles(shed),
+        "stages": {name: stages([one for one in of if one.status == "OK"]) for name, of in
+                   (("calm", calm), ("overload", flood))},
         "after": quantiles([1e3 * one.took_s for one in after if one.status == "OK"]),
         "statuses": {name: dict(Counter(one.status for one in of)) for name, of in
                      (("calm", calm), ("overload", flood), ("after", after))},

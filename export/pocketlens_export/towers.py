@@ -57,7 +57,7 @@ def shrink(cloud: Path, judge: Judge, pictures: Squares, place: Path, *, on_done
     text, image = cloud / manifest.text_tower["fp32"].file, cloud / manifest.image_tower["fp32"].file
     found = []
     for name, kind, original, candidates in (
-        ("text_tower", TextTower, text, _dynamic(text, place)),
+        ("text_tower", TextTower, text, dynamic(text, place)),
         ("image_tower", ImageTower, image, _image(image, pictures, place)),
     ):
         tried: list[tuple[str, int, Changes]] = []
@@ -87,7 +87,7 @@ def shrink(cloud: Path, judge: Judge, pictures: Squares, place: Path, *, on_done
     return found
 
 
-def _dynamic(original: Path, place: Path) -> Iterator[tuple[str, Path]]:
+def dynamic(original: Path, place: Path) -> Iterator[tuple[str, Path]]:
     """(how, file), the smallest first. Each is made when it is asked for."""
     model = onnx.load(original)
     del model.graph.value_info[:]  # shapes noted before slimming contradict those of the quantised weights
@@ -107,7 +107,7 @@ def _dynamic(original: Path, place: Path) -> Iterator[tuple[str, Path]]:
 def _image(original: Path, pictures: Squares, place: Path) -> Iterator[tuple[str, Path]]:
     """Dynamic for a transformer, static for convolutions: whichever holds more of the weights."""
     if _held_by(original, ("Conv",)) < _held_by(original, ("MatMul", "Gemm")):
-        yield from _dynamic(original, place)
+        yield from dynamic(original, place)
         return
     half = len(pictures) // 2
     bench = Bench(original, pictures[:half], pictures[half:], place / "image", output="image")

@@ -1,10 +1,12 @@
 """`pocketlens-bench serving`: options and help."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pocketlens_bench.cli.root import Bundle, Json, Out, Seed, check_out, commands, named_bundle, progress, tell
+from pocketlens_bench.cli.scale import default_cache
 
 
 @commands.command()
@@ -13,6 +15,13 @@ def serving(
     baseline: Annotated[
         str | None,
         typer.Option(metavar="MODEL", show_default=False, help="Compare with this model of open_clip, as ViT-B-32."),
+    ] = None,
+    drawn: Annotated[
+        bool, typer.Option("--drawn", help="Make a bundle of the baseline's size, with drawn weights, and serve that.")
+    ] = False,
+    work: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", show_default=False, help="Where that bundle is kept (default: your cache folder)."),
     ] = None,
     precision: Annotated[str, typer.Option(help="Form of the text tower: fp32 or int8.")] = "fp32",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of one run of the text tower.")] = 1,
@@ -27,14 +36,23 @@ def serving(
     compared. Then one question at a time: what it costs beyond tower and search. Then 70 % of what the server can do,
     ten times as much for five minutes, and 70 % again. Takes about eight minutes; leave the machine alone meanwhile.
 
-    Example: pocketlens-bench serving --bundle photos-bundle --baseline ViT-B-32 --out serving.json"""
+    Example: pocketlens-bench serving --baseline ViT-B-32 --drawn --out serving.json"""
     from pocketlens_bench.report.console_serving import print_serving
     from pocketlens_bench.serving import FULL, QUICK, measure
 
+    if drawn and (bundle or not baseline):
+        raise typer.BadParameter("needs --baseline and no --bundle", param_hint="--drawn")
     check_out(out)
     with progress() as on_progress:
+        served = _drawn(str(baseline), work, seed) if drawn else named_bundle(bundle)
         result = measure(
-            named_bundle(bundle), baseline=baseline, precision=precision, threads=threads,
+            served, baseline=baseline, precision=precision, threads=threads,
             sizes=QUICK if quick else FULL, seed=seed, on_progress=on_progress,
         )  # fmt: skip
     tell(result, as_json, out, print_serving)
+
+
+def _drawn(model: str, work: Path | None, seed: int) -> Path:
+    from pocketlens_bench.serving_making import drawn_bundle
+
+    return drawn_bundle(model, work or default_cache() / "serving", seed=seed)

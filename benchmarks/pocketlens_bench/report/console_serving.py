@@ -43,7 +43,8 @@ def _print_overload(console: Console, overload: Mapping[str, Any]) -> None:
     _say(
         console,
         f"Of {overload['offered_per_s']:,.0f} questions a second for {overload['seconds']:g} s, "
-        f"{overload['goodput_per_s']:,.1f} a second were answered in time, {overload['goodput_share']:.0%} of capacity. "
+        f"{overload['goodput_per_s']:,.1f} a second were answered in time, "
+        f"{overload['goodput_share']:.0%} of capacity. "
         f"Statuses: {overload['statuses']['overload']}.",
     )
     if memory := overload["memory_mb"]:

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 Read = Callable[[Sequence[Row]], NDArray[np.float32]]
 Feature = NDArray[np.float32]  # (dim,)
 
-MAX_TOKENS: Final = 384  # of one run, padding included: on a CPU more rows take longer without being read any faster
+MAX_TOKENS: Final = 128  # of one run, padding included: a processor reads more rows in proportionally more time
 KEPT: Final = 20_000  # features remembered; 40 MB at 512 numbers each
 SMOOTHING: Final = 0.2  # weight of the newest run in the estimate of the tower's speed
 

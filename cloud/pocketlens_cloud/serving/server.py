@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 GRACE_S: Final = 10.0  # for calls in flight when the server is told to stop
 MAX_CALLS: Final = 4096  # at once; the last line behind Front, which turns away far earlier and says when to come again
-MAX_STREAMS: Final = 1000  # of one connection: bounds rapid reset (CVE-2023-44487); those beyond are UNAVAILABLE to the caller, without a hint
+MAX_STREAMS: Final = 1000  # of one connection, against rapid reset (CVE-2023-44487); those beyond get UNAVAILABLE
 MAX_SENTENCE: Final = 1000  # characters of an error; HTTP/2 trailers have 8 KiB
 
 OPTIONS: Final = [
