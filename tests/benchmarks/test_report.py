@@ -78,6 +78,26 @@ def start(sent_ms: float = 300.0, peak_mb: float = 100.0) -> dict:
     ) | {"conditions": {**deepcopy(CARD), "sizes": {"rounds": 30}}}
 
 
+def serving(served: float = 95.0, beyond: float = 1.5, goodput: float = 0.95, slower: float = 1.5) -> dict:
+    def ms(value):
+        return {"p50_ms": value, "p95_ms": 1.5 * value, "p99_ms": 2 * value}
+
+    names = ("served", "the bare text tower", "open_clip encode_text, 1 at a time")
+    overload = {
+        "capacity_per_s": served, "offered_per_s": 10 * served, "seconds": 300.0, "goodput_per_s": goodput * served,
+        "goodput_share": goodput, "calm": ms(40.0), "accepted": ms(40.0 * slower), "turned_away": ms(4.0),
+        "after": ms(41.0), "memory_mb": {"begin": 500.0, "end": 501.0, "most": 502.0},
+    }  # fmt: skip
+    made = result(
+        "serving", precision="fp32", overload=overload,
+        rates=[{"name": name, "per_s": rate} for name, rate in zip(names, (served, 100.0, 12.0), strict=True)],
+        unloaded={"questions": 99, "whole": ms(30.0), "tower_and_search": ms(28.0), "beyond": ms(beyond)},
+        left_out=[],
+    )  # fmt: skip
+    sizes = {"shortest": 8, "longest": 40, "at_once": 64, "processors_measured": 3}
+    return made | {"conditions": {**deepcopy(CARD), "sizes": sizes}}
+
+
 def load() -> dict:
     rows = [
         {"offered_per_s": x, "achieved_per_s": min(x, 150.0), "p50_ms": 5 + x / 50, "p95_ms": 8 + exp(x / 40),
@@ -242,6 +262,7 @@ EVERY = {
         latency,
         start,
         load,
+        serving,
         network,
         scale,
         tradeoff,
@@ -342,6 +363,19 @@ def test_where_nobody_looked_for_losses_the_page_claims_nothing(saved):
 
 def test_the_slowest_stage_is_named(saved):
     assert "end to end: 68% of the median goes into `encode`, 9.00 of 13.2 ms" in text_of(saved(latency()))
+
+
+def test_a_service_that_falls_short_is_named(saved):
+    assert "meant" not in text_of(saved(serving()))
+    text = text_of(saved(serving(served=60.0, beyond=2.5, goodput=0.8, slower=2.4)))
+    for said in (
+        "served is 0.60 times `the bare text tower`, less than the 0.9 meant",
+        "served is 5.00 times `open_clip encode_text, 1 at a time`, less than the 6 meant",
+        "one question costs 2.5 ms beyond tower and search",
+        "in overload 80% of capacity are answered",
+        "p99 of those answered in overload is 2.4 times that at 70 %",
+    ):
+        assert said in text
 
 
 def test_a_process_that_starts_too_slowly_or_is_too_large_is_named(saved):

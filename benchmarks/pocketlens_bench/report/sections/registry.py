@@ -9,6 +9,7 @@ from pocketlens_bench.report.sections.network import Network
 from pocketlens_bench.report.sections.robustness import Robustness
 from pocketlens_bench.report.sections.scale import Scale, Tradeoff
 from pocketlens_bench.report.sections.section import Section
+from pocketlens_bench.report.sections.serving import Serving
 from pocketlens_bench.report.sections.start import Start
 from pocketlens_bench.report.sections.tokens import Tokens
 from pocketlens_bench.report.sections.zoo import Zoo
@@ -22,6 +23,7 @@ SECTIONS: tuple[Section, ...] = (
     Latency(),
     Start(),
     Load(),
+    Serving(),
     Network(),
     Scale(),
     Tradeoff(),
