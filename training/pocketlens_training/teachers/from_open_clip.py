@@ -135,6 +135,8 @@ class OpenClipText(TextModule):
     def forward(
         self, token_ids: Tensor, sentence: Tensor, sentence_start: Tensor, sentence_length: Tensor, end: Tensor
     ) -> Tensor:
+        if self._only_the_end_counts():
+            return self._at_the_end(self._embedded(token_ids, sentence, sentence_start, sentence_length), end)
         x = self._states(token_ids, sentence, sentence_start, sentence_length)
         if self.pooled == "last":
             x = x[:, -1]
@@ -160,10 +162,34 @@ class OpenClipText(TextModule):
         return torch.zeros_like(end) if self.pooled == "first" else end
 
     def _states(self, token_ids: Tensor, sentence: Tensor, sentence_start: Tensor, sentence_length: Tensor) -> Tensor:
+        x = self._embedded(token_ids, sentence, sentence_start, sentence_length)
+        return self.norm(self.transformer(x, attn_mask=self._mask_of(x)))
+
+    def _embedded(self, token_ids: Tensor, sentence: Tensor, sentence_start: Tensor, sentence_length: Tensor) -> Tensor:
         length = token_ids.shape[1]
-        x = self.with_sentence(token_ids, sentence, sentence_start, sentence_length) + self.positions[:length]
-        mask = None if self.mask is None else self.mask[:length, :length]
-        return self.norm(self.transformer(x, attn_mask=mask))
+        return self.with_sentence(token_ids, sentence, sentence_start, sentence_length) + self.positions[:length]
+
+    def _mask_of(self, x: Tensor) -> Tensor | None:
+        return None if self.mask is None else self.mask[: x.shape[1], : x.shape[1]]
+
+    def _only_the_end_counts(self) -> bool:
+        """Whether of the last block no more is needed than what it makes of the end token."""
+        pools_the_end = self.pooled not in ("last", "first") and self.mask is not None
+        is_plain = type(self.transformer.resblocks[-1]).__name__ == "ResidualAttentionBlock"
+        return pools_the_end and is_plain and self.transformer.batch_first
+
+    def _at_the_end(self, x: Tensor, end: Tensor) -> Tensor:
+        """As the whole tower, but the last block's queries and its wide layer are computed at the end token alone."""
+        assert self.mask is not None
+        *blocks, last = self.transformer.resblocks
+        for block in blocks:
+            x = block(x, attn_mask=self._mask_of(x))
+        at = end[:, None, None].expand(-1, 1, x.shape[2])
+        known, seen = last.ln_1(x), self.mask.index_select(0, end)[:, : x.shape[1]]
+        heads = seen.repeat_interleave(last.attn.num_heads, 0)[:, None]
+        y = x.gather(1, at) + last.ls_1(last.attention(known.gather(1, at), known, known, attn_mask=heads))
+        y = y + last.ls_2(last.mlp(last.ln_2(y)))
+        return self._projected(self.norm(y).squeeze(1))
 
     def _projected(self, x: Tensor) -> Tensor:
         if self.project is None:
