@@ -157,15 +157,16 @@ def _answering(
         except PocketlensError as error:
             if isinstance(error, ServerFault):
                 log.error("a question failed", exc_info=error)
-            await _abort(context, error)
+            await abort(context, error)
         except Exception:
             log.exception("a question failed")
-            await _abort(context, ServerFault("the server failed on this question; its log has the details"))
+            await abort(context, ServerFault("the server failed on this question; its log has the details"))
 
     return answer
 
 
-async def _abort(context: Any, error: PocketlensError) -> NoReturn:
+async def abort(context: Any, error: PocketlensError) -> NoReturn:
+    """End a call with the status, sentence and kind of `error`."""
     told = [(KIND_METADATA, type(error).__name__)]
     if isinstance(error, Overloaded):
         # Ours, and the name by which gRPC's own retries know it.
