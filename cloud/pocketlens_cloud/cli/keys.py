@@ -2,7 +2,6 @@
 
 import json
 from datetime import timedelta
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,18 +24,13 @@ app.add_typer(keys, name="keys")
 File = Annotated[Path, typer.Option("--keys", metavar="FILE", help="The file of keys.")]
 
 
-class ScopeName(StrEnum):
-    """What a key may: ask; change what is in the gallery; run the service."""
-
-    search = "search"
-    index = "index"
-    admin = "admin"
-
-
 @keys.command("new")
 def new(
     file: File,
-    scope: Annotated[list[ScopeName], typer.Option(help="What it may do; repeatable.")],
+    scope: Annotated[
+        list[str],
+        typer.Option(help="What it may: ask, change what is in the gallery, run the service. Repeatable."),
+    ],
     note: Annotated[str, typer.Option(help="For whom it is; anyone who may read the file sees it.")] = "",
     days: Annotated[
         float | None, typer.Option(min=0, help="How long it is good (default: for ever).", show_default=False)
@@ -57,7 +51,9 @@ def new(
 
     with plain_errors():
         valid_for = timedelta(days=days) if days is not None else None
-        scopes: list[kept.Scope] = [each.value for each in scope]
+        scopes: list[kept.Scope] = [each for each in kept.SCOPES if each in scope]
+        if unknown := set(scope) - set(scopes):
+            raise typer.BadParameter(f"{', '.join(unknown)}: use {', '.join(kept.SCOPES)}", param_hint="--scope")
         text, key = kept.new(file, scopes, note=note, valid_for=valid_for, rate=rate, burst=burst)
     if as_json:
         out.print_json(json.dumps({"key": text} | _told(key)))

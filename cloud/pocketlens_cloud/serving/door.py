@@ -39,7 +39,9 @@ SCOPE_OF: Final[Mapping[str, Scope | None]] = {
 def scope_of(method: str) -> Scope | None:
     """What a call of `method` needs."""
     service = method[: method.rfind("/") + 1]
-    return SCOPE_OF.get(method, SCOPE_OF.get(service, "admin"))
+    named = method if method in SCOPE_OF else service
+    closed: Scope = "admin"
+    return SCOPE_OF.get(named, closed)
 
 
 @dataclass(frozen=True, kw_only=True)
