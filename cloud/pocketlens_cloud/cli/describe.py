@@ -57,8 +57,8 @@ def _ask_describe(server: str, timeout_s: float, ca: Path | None, api_key_file: 
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.UNAVAILABLE:
                 raise Unavailable(
-                    f"no server answers at {server}: start one with `pocketlens-cloud serve`, or check the address, and "
-                    "--ca, which it needs if it speaks TLS and otherwise must not have"
+                    f"no server answers at {server}: start one with `pocketlens-cloud serve`, or check the address "
+                    "(and --ca, which a server that speaks TLS needs, and no other)"
                 ) from error
             raise error_from_status(error.code(), error.details() or "") from error
     facts: dict[str, object] = {}

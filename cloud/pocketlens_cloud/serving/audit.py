@@ -129,10 +129,8 @@ class Audit:
                 lost: Future[None] = Future()
                 lost.set_exception(OSError(errno.EAGAIN, "its disk is far behind"))
                 return lost
-            if self._lost:
-                line, self._lost = line | {"lost_lines": self._lost}, 0
             self._waiting += 1
-        future = self._thread.submit(self._write, json.dumps(line).encode() + b"\n", is_kept=is_kept)
+        future = self._thread.submit(self._write, line, is_kept=is_kept)
         future.add_done_callback(self._written)
         return future
 
@@ -146,17 +144,22 @@ class Audit:
             log.error("audit log %s: %s; searches go on, index and admin calls are refused", self._file, error)
         self._is_failing = error is not None
 
-    def _write(self, line: bytes, *, is_kept: bool) -> None:
+    def _write(self, line: dict[str, Any], *, is_kept: bool) -> None:
+        """Append `line`, and how many were lost before it. Raises OSError."""
         if self._file is not None:
             self._follow(self._file)
+        lost = self._lost
+        told = json.dumps(line | {"lost_lines": lost} if lost else line).encode() + b"\n"
         if self._is_torn:
-            line = b"\n" + line
-        written = os.write(self._descriptor, line)
-        self._is_torn = written < len(line)  # what is left of a line that a full disk cut stays a line of its own
+            told = b"\n" + told
+        written = os.write(self._descriptor, told)
+        self._is_torn = written < len(told)  # what is left of a line that a full disk cut stays a line of its own
         if self._is_torn:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if is_kept and self._file is not None:
             os.fsync(self._descriptor)
+        with self._lock:
+            self._lost -= lost
 
     def _follow(self, file: Path) -> None:
         """Open the file anew if what we hold was moved away."""

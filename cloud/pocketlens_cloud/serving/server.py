@@ -43,6 +43,7 @@ OPTIONS: Final = [
     ("grpc.max_receive_message_length", limits.MAX_REQUEST_BYTES),
     ("grpc.server_handshake_timeout_ms", 2000),  # the default holds a silent client for 120 s
     ("grpc.max_concurrent_streams", MAX_STREAMS),
+    ("grpc.max_connection_age_ms", 3_600_000),  # then a device connects anew, and shows its certificate again
     ("grpc.so_reuseport", 0),  # a second server on the port must fail, not share it
 ]
 
