@@ -6,6 +6,7 @@ import socket
 import struct
 
 import pytest
+from pocketlens_cloud.serving.server import MAX_STREAMS
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 HEADERS, RST_STREAM, SETTINGS, GOAWAY = 1, 3, 4, 7
@@ -69,8 +70,8 @@ def test_a_flood_of_reset_streams_holds_up_nobody_else(running, toy, line):
 def test_a_connection_has_so_many_streams_and_no_more(running, toy, line):
     came = frames(line)
     told = next(payload for kind, _, payload in came if kind == SETTINGS and payload)
-    assert dict(struct.iter_unpack(">HI", told))[3] == 100  # SETTINGS_MAX_CONCURRENT_STREAMS
-    line.sendall(frame(SETTINGS, 0x1, 0) + b"".join(opening(i) for i in range(1, 601, 2)))
+    assert dict(struct.iter_unpack(">HI", told))[3] == MAX_STREAMS  # SETTINGS_MAX_CONCURRENT_STREAMS
+    line.sendall(frame(SETTINGS, 0x1, 0) + b"".join(opening(2 * i + 1) for i in range(MAX_STREAMS + 200)))
     refused = 0
     for kind, _, payload in came:
         refused += kind == RST_STREAM and payload == struct.pack(">I", REFUSED)
