@@ -190,15 +190,20 @@ def test_a_pair_that_cannot_be_used_is_logged_and_the_one_before_stays(
         assert met(port_of(running), made) == "three"
 
 
-def test_a_certificate_of_tomorrow_is_taken_tomorrow_though_no_file_changes(place, monkeypatch):
+def test_a_certificate_of_tomorrow_is_taken_tomorrow_though_no_file_changes(place, monkeypatch, caplog):
     encryption = ServerTls(place.files)
     before = encryption._watched.get()
     place.put("coming")
     assert encryption._watched.get() is before
+    later = SimpleNamespace(time=time.time, monotonic=lambda: time.monotonic() + 2 * watched.AGAIN_S)
+    with monkeypatch.context() as patch:
+        patch.setattr(watched, "time", later)
+        assert encryption._watched.get() is before, "today it is not good yet"
+    assert caplog.text.count("is valid only from") == 1, "told once for one state of the files"
     monkeypatch.setattr(tls, "time", SimpleNamespace(time=lambda: 3_787_000_000.0))  # January 2090
     assert encryption._watched.get() is before, "not looked at again at once"
-    later = time.monotonic() + watched.AGAIN_S
-    monkeypatch.setattr(watched, "time", SimpleNamespace(time=time.time, monotonic=lambda: later))
+    later = SimpleNamespace(time=time.time, monotonic=lambda: time.monotonic() + 4 * watched.AGAIN_S)
+    monkeypatch.setattr(watched, "time", later)
     assert encryption._watched.get() is not before
 
 
