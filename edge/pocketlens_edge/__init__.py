@@ -15,17 +15,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from pocketlens_wire.api_key import ApiKey, read_api_key
     from pocketlens_wire.bundle import default_bundle
     from pocketlens_wire.errors import (
         BadBundle,
         BadPicture,
         BadQuery,
         GalleryError,
+        NotAllowed,
         Overloaded,
         PocketlensError,
         ServerFault,
         SpaceMismatch,
         TooLate,
+        Unauthenticated,
         Unavailable,
     )
     from pocketlens_wire.tokens import Encoding
@@ -42,6 +45,7 @@ os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 __all__ = [
     "Answer",
+    "ApiKey",
     "AsyncClient",
     "BadBundle",
     "BadPicture",
@@ -54,6 +58,7 @@ __all__ = [
     "Hit",
     "LocalGallery",
     "Mode",
+    "NotAllowed",
     "Overloaded",
     "Picture",
     "PocketlensError",
@@ -62,9 +67,11 @@ __all__ = [
     "SpaceMismatch",
     "Tls",
     "TooLate",
+    "Unauthenticated",
     "Unavailable",
     "default_bundle",
     "open_gallery",
+    "read_api_key",
 ]
 
 _NAMES_OF: Final = {
@@ -74,17 +81,20 @@ _NAMES_OF: Final = {
     "pocketlens_edge.encoder": ("Encoded", "Encoder", "Picture"),
     "pocketlens_edge.local": ("LocalGallery", "open_gallery"),
     "pocketlens_edge.questions": ("Mode", "Scalar"),
+    "pocketlens_wire.api_key": ("ApiKey", "read_api_key"),
     "pocketlens_wire.bundle": ("default_bundle",),
     "pocketlens_wire.errors": (
         "BadBundle",
         "BadPicture",
         "BadQuery",
         "GalleryError",
+        "NotAllowed",
         "Overloaded",
         "PocketlensError",
         "ServerFault",
         "SpaceMismatch",
         "TooLate",
+        "Unauthenticated",
         "Unavailable",
     ),
     "pocketlens_wire.tokens": ("Encoding",),

@@ -16,13 +16,22 @@ import grpc.aio
 import numpy as np
 from google.protobuf.message import Message
 from numpy.typing import NDArray
+from pocketlens_wire.api_key import ApiKey
 from pocketlens_wire.errors import BadQuery, Unavailable
 from pocketlens_wire.tokens import Encoding
 from pocketlens_wire.v1 import retrieval_pb2 as pb
 from pocketlens_wire.v1.retrieval_pb2_grpc import RetrievalStub
 
 from pocketlens_edge.answers import ENVELOPE_BYTES, Answer, Hit, answer_of
-from pocketlens_edge.connection import ATTEMPTS, Tls, check_server, open_async_channel, open_channel, plain_error
+from pocketlens_edge.connection import (
+    ATTEMPTS,
+    Tls,
+    check_server,
+    key_metadata,
+    open_async_channel,
+    open_channel,
+    plain_error,
+)
 from pocketlens_edge.questions import Mode, Scalar, question
 
 if TYPE_CHECKING:
@@ -51,7 +60,9 @@ class Client:
         timeout_s: deadline of a question, retries included, seconds; a gallery on this device has none.
         encoding: how tokens travel.
         tls: how the connection is encrypted; None: not at all.
-        channel: a ready gRPC channel to use instead of opening one to `server`; the caller closes it.
+        api_key: what a server that asks for keys knows this device by; sent only encrypted, or within this machine.
+        channel: a ready gRPC channel to use instead of opening one to `server`; the caller closes it, and answers for
+            who can read a key that goes through it.
     """
 
     def __init__(
@@ -64,11 +75,12 @@ class Client:
         timeout_s: float = 5.0,
         encoding: Encoding = Encoding.INT8,
         tls: Tls | None = None,
+        api_key: ApiKey | str | None = None,
         channel: grpc.Channel | None = None,
     ) -> None:
         self.token_space, self.encoder_id = _ids(encoder, token_space, encoder_id)
         self.server, self.timeout_s, self.encoding = str(server), _positive(timeout_s), encoding
-        self._remote = _Remote(server, timeout_s, tls, channel) if isinstance(server, str) else None
+        self._remote = _Remote(server, timeout_s, tls, api_key, channel) if isinstance(server, str) else None
         self._answerer = self._remote or cast("Answerer", server)
 
     def __enter__(self) -> Self:
@@ -141,11 +153,12 @@ class AsyncClient:
         timeout_s: float = 5.0,
         encoding: Encoding = Encoding.INT8,
         tls: Tls | None = None,
+        api_key: ApiKey | str | None = None,
         channel: grpc.aio.Channel | None = None,
     ) -> None:
         self.token_space, self.encoder_id = _ids(encoder, token_space, encoder_id)
         self.server, self.timeout_s, self.encoding = str(server), _positive(timeout_s), encoding
-        self._remote = _AsyncRemote(server, timeout_s, tls, channel) if isinstance(server, str) else None
+        self._remote = _AsyncRemote(server, timeout_s, tls, api_key, channel) if isinstance(server, str) else None
         self._answerer = self._remote or _InThread(cast("Answerer", server))
 
     async def __aenter__(self) -> Self:
@@ -224,8 +237,11 @@ def _question(
 class _Remote:
     """An Answerer behind a channel."""
 
-    def __init__(self, server: str, timeout_s: float, tls: Tls | None, channel: grpc.Channel | None) -> None:
+    def __init__(
+        self, server: str, timeout_s: float, tls: Tls | None, key: ApiKey | str | None, channel: grpc.Channel | None
+    ) -> None:
         self._server, self._timeout_s, self._tls = server, timeout_s, tls
+        self._metadata = key_metadata(key, server, encrypted=bool(tls or channel))
         self._channel = channel or open_channel(server, tls)
         self._owns_channel = channel is None
         self._stub = RetrievalStub(self._channel)
@@ -242,7 +258,7 @@ class _Remote:
 
     def _call(self, method: grpc.UnaryUnaryMultiCallable[Request, Reply], request: Request) -> Reply:
         try:
-            return method(request, timeout=self._timeout_s)
+            return method(request, timeout=self._timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
             failed = cast("grpc.Call", error)
             raise plain_error(failed, server=self._server, timeout_s=self._timeout_s, tls=self._tls) from None
@@ -251,8 +267,11 @@ class _Remote:
 class _AsyncRemote:
     """The same in asyncio. Its channel is opened by the first question, as a channel belongs to an event loop."""
 
-    def __init__(self, server: str, timeout_s: float, tls: Tls | None, channel: grpc.aio.Channel | None) -> None:
+    def __init__(
+        self, server: str, timeout_s: float, tls: Tls | None, key: ApiKey | str | None, channel: grpc.aio.Channel | None
+    ) -> None:
         self._server, self._timeout_s, self._tls = server, timeout_s, tls
+        self._metadata = key_metadata(key, server, encrypted=bool(tls or channel))
         self._channel = channel
         self._owns_channel = channel is None
         self._closed = False
@@ -277,7 +296,7 @@ class _AsyncRemote:
 
     async def _call(self, method: Callable[..., Awaitable[Reply]], request: Message) -> Reply:
         try:
-            return await method(request, timeout=self._timeout_s)
+            return await method(request, timeout=self._timeout_s, metadata=self._metadata)
         except grpc.aio.AioRpcError as failed:
             raise plain_error(failed, server=self._server, timeout_s=self._timeout_s, tls=self._tls) from None
         except asyncio.CancelledError:

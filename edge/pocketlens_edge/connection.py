@@ -15,6 +15,7 @@ from typing import TypeAlias
 
 import grpc
 import grpc.aio
+from pocketlens_wire.api_key import ApiKey, demand_privacy
 from pocketlens_wire.errors import (
     KIND_METADATA,
     BadQuery,
@@ -30,7 +31,7 @@ from pocketlens_wire.limits import MAX_REQUEST_BYTES
 MAX_REPLY_BYTES = 4 * 1024 * 1024  # 1,000 hits with 4 KB of payload each
 ATTEMPTS = 4  # the first and three more: about 0.1, 0.2 and 0.4 s apart, enough for a server to restart
 _ADDRESS = re.compile(r"(\[[^\]\s]+\]|[^:/\s\[\]]+):\d{1,5}|unix:\S+")
-LOOPBACK = ("127.", "localhost:", "[::1]:", "unix:")
+LOOPBACK = ("127.", "localhost:", "[::1]:", "unix:")  # good enough for a proxy; a key asks api_key.is_local
 
 _SERVICE_CONFIG = {
     "methodConfig": [
@@ -72,6 +73,15 @@ class Tls:
         certificate, key = Path(self.certificate), Path(self.key)
         _check_pair(certificate, key)
         return grpc.ssl_channel_credentials(ca, _read(key), _read(certificate))
+
+
+def key_metadata(key: ApiKey | str | None, server: str, *, encrypted: bool) -> tuple[tuple[str, str], ...]:
+    """What goes with each call to `server`. Raises BadQuery for what is no key, and where others could read it."""
+    if key is None:
+        return ()
+    held = ApiKey(key) if isinstance(key, str) else key
+    demand_privacy(server, encrypted=encrypted)
+    return held.metadata()
 
 
 def open_channel(server: str, tls: Tls | None = None) -> grpc.Channel:

@@ -21,6 +21,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from pocketlens_wire.api_key import ApiKey
 from pocketlens_wire.errors import BadBundle, PocketlensError
 from pocketlens_wire.manifest import EdgeManifest, read_edge, resolve_half
 from pocketlens_wire.tokens import Encoding, pack
@@ -65,6 +66,7 @@ def examine(
     server: str | None = None,
     timeout_s: float = 5.0,
     tls: Tls | None = None,
+    api_key: ApiKey | None = None,
 ) -> list[Check]:
     """Every check that can be made, in order; one whose ground is missing is left out.
 
@@ -98,7 +100,7 @@ def examine(
         if manifest.graphs[form] is not chosen:
             attempt(f"golden {form}", lambda form=form: _other_form(bundle, form, threads, others, engines))
     if server and chosen:
-        checks += examine_server(server, manifest, chosen.encoder, timeout_s=timeout_s, tls=tls)
+        checks += examine_server(server, manifest, chosen.encoder, timeout_s=timeout_s, tls=tls, api_key=api_key)
     return checks
 
 

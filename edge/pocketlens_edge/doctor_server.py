@@ -14,6 +14,7 @@ from statistics import median
 from typing import Any, cast
 
 import numpy as np
+from pocketlens_wire.api_key import ApiKey
 from pocketlens_wire.errors import PocketlensError, SpaceMismatch
 from pocketlens_wire.limits import MAX_TOP, MAX_WORDS_BYTES
 from pocketlens_wire.manifest import EdgeManifest
@@ -39,12 +40,12 @@ class Round:
 
 
 def examine_server(
-    server: str, manifest: EdgeManifest, encoder: str, *, timeout_s: float, tls: Tls | None
+    server: str, manifest: EdgeManifest, encoder: str, *, timeout_s: float, tls: Tls | None, api_key: ApiKey | None
 ) -> list[Check]:
     """The checks, in order. encoder: the id that questions will bear."""
     try:
         with Client(
-            server, token_space=manifest.token_space, encoder_id=encoder, timeout_s=timeout_s, tls=tls
+            server, token_space=manifest.token_space, encoder_id=encoder, timeout_s=timeout_s, tls=tls, api_key=api_key
         ) as client:
             client.describe()  # opens the connection, which is no part of a round trip
             rounds = [_round(client) for _ in range(ROUNDS)]

@@ -6,6 +6,8 @@
     |- SpaceMismatch   the two sides speak different spaces
     |- BadBundle       a bundle is incomplete, altered, or from another version
     |- GalleryError    the gallery is empty, locked, unwritable or damaged
+    |- Unauthenticated the server does not know who asks
+    |- NotAllowed      it knows, and this one may not
     |- Overloaded      the server sheds load; ask again later
     |- Unavailable     no server answers
     |- TooLate         the deadline passed
@@ -44,6 +46,14 @@ class GalleryError(PocketlensError):
     """A gallery is empty, held by another process, unwritable or damaged."""
 
 
+class Unauthenticated(PocketlensError):
+    """No key came with the call, or one that is unknown, expired, revoked, or was sent where others can read it."""
+
+
+class NotAllowed(PocketlensError):
+    """The key is good, and not for this call; or the call is answered to none from there."""
+
+
 class Overloaded(PocketlensError):
     """The server has more work than it can finish in time and refused this one.
 
@@ -72,6 +82,8 @@ STATUS_OF: Final[dict[type[PocketlensError], grpc.StatusCode]] = {
     SpaceMismatch: grpc.StatusCode.FAILED_PRECONDITION,
     BadBundle: grpc.StatusCode.FAILED_PRECONDITION,
     GalleryError: grpc.StatusCode.FAILED_PRECONDITION,
+    Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    NotAllowed: grpc.StatusCode.PERMISSION_DENIED,
     Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     Unavailable: grpc.StatusCode.UNAVAILABLE,
     TooLate: grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -85,6 +97,8 @@ HTTP_STATUS_OF: Final[dict[type[PocketlensError], int]] = {
     SpaceMismatch: 409,  # both sides are sound, together they are not
     BadBundle: 500,
     GalleryError: 500,
+    Unauthenticated: 401,
+    NotAllowed: 403,
     Overloaded: 503,
     Unavailable: 503,
     TooLate: 504,
@@ -103,6 +117,8 @@ _KIND_OF: Final[dict[grpc.StatusCode, type[PocketlensError]]] = {
     grpc.StatusCode.INVALID_ARGUMENT: BadQuery,
     grpc.StatusCode.OUT_OF_RANGE: BadQuery,
     grpc.StatusCode.FAILED_PRECONDITION: SpaceMismatch,
+    grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
+    grpc.StatusCode.PERMISSION_DENIED: NotAllowed,
     grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,
     grpc.StatusCode.UNAVAILABLE: Unavailable,
     grpc.StatusCode.CANCELLED: Unavailable,
@@ -110,7 +126,7 @@ _KIND_OF: Final[dict[grpc.StatusCode, type[PocketlensError]]] = {
 }
 
 # These details were written for the user by our own service; the others come from gRPC and are quoted.
-_PASSED_ON: Final = {BadPicture, BadQuery, SpaceMismatch, BadBundle, GalleryError}
+_PASSED_ON: Final = {BadPicture, BadQuery, SpaceMismatch, BadBundle, GalleryError, Unauthenticated, NotAllowed}
 
 _SENTENCES: Final[dict[type[PocketlensError], str]] = {
     BadPicture: "The server could not use the picture. Try another one.",
@@ -119,6 +135,8 @@ _SENTENCES: Final[dict[type[PocketlensError], str]] = {
     "Install the edge half of the server's bundle.",
     BadBundle: "The server's bundle is unusable. On the server, `pocketlens-cloud doctor` says why.",
     GalleryError: "The server's gallery is unusable. On the server, index the pictures again.",
+    Unauthenticated: "The server wants a key, and did not take this device's. Ask whoever runs the server for one.",
+    NotAllowed: "The server knows this device's key, and does not allow it this call.",
     Overloaded: "The server is busy and refused this question. Ask again in a few seconds.",
     Unavailable: "No Pocketlens server answers there. Check the address, or start one with `pocketlens-cloud serve`.",
     TooLate: "The server did not answer in time. Ask again, or allow more time.",

@@ -386,8 +386,8 @@ def service(composer, gallery) -> Service:
 
 
 @contextmanager
-def _serving(service: Service) -> Iterator[RunningServer]:
-    running = RunningServer(service)
+def _serving(service: Service, **seams: Any) -> Iterator[RunningServer]:
+    running = RunningServer(service, **seams)
     running.start()
     try:
         yield running
@@ -398,15 +398,17 @@ def _serving(service: Service) -> Iterator[RunningServer]:
 class RunningServer:
     """The real server in a thread of its own, and a stub to it."""
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    def __init__(self, service: Service, **seams: Any) -> None:
+        self._service, self._seams = service, seams  # seams: as server.run takes them
         self._ready, self.ended = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
 
     async def _run(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         try:
-            await server.run(self._service, host="127.0.0.1", port=0, on_ready=self._note, stop=self._stop)
+            await server.run(
+                self._service, host="127.0.0.1", port=0, on_ready=self._note, stop=self._stop, **self._seams
+            )
         finally:
             self.ended.set()
 
@@ -439,7 +441,7 @@ class RunningServer:
 
 
 @pytest.fixture(scope="session")
-def serve() -> Callable[[Service], Any]:
+def serve() -> Callable[..., Any]:
     return _serving
 
 

@@ -142,7 +142,10 @@ def test_unreadable_pictures_make_the_exit_code_one_unless_allowed(invoke, tmp_p
         (("index", ".", "--gallery", "g", "--bundle", "nowhere"), "nowhere"),
         (("index", ".", "--gallery", "g", "--payload", "nowhere.jsonl"), "nowhere.jsonl cannot be read"),
         (("serve", "--gallery", "nowhere"), "no gallery in nowhere"),
-        (("serve", "--gallery", "g", "--host", "0.0.0.0"), "say --insecure-listen if that is meant"),
+        (
+            ("serve", "--gallery", "g", "--host", "0.0.0.0"),
+            "lacks encryption (--tls-cert, --tls-key) and asking who",
+        ),
         (("doctor", "--bundle", "nowhere"), "nowhere"),
     ],
 )

@@ -180,7 +180,8 @@ def test_every_error_has_an_http_status_and_every_status_is_one():
     assert set(HTTP_STATUS_OF) == set(STATUS_OF)
     assert all(400 <= status < 600 for status in HTTP_STATUS_OF.values())
     mine = {leaf for leaf, status in HTTP_STATUS_OF.items() if status < 500}
-    assert mine == {errors.BadPicture, errors.BadQuery, errors.SpaceMismatch}  # the asker's; the others are ours
+    askers = {errors.BadPicture, errors.BadQuery, errors.SpaceMismatch, errors.Unauthenticated, errors.NotAllowed}
+    assert mine == askers  # the others are ours
     assert errors.http_status_of(ValueError("x")) == 500
 
 

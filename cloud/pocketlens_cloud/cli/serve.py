@@ -2,13 +2,25 @@
 
 import logging
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pocketlens_cloud.cli.root import Bundle, Precision, app, err, fail, out, plain_errors
+from pocketlens_cloud.cli.root import Bundle, Precision, app, err, out, plain_errors
+from pocketlens_cloud.cli.security import (
+    AuditLog,
+    AuditSearches,
+    Certificate,
+    CertificateKey,
+    ClientAuthorities,
+    InsecureListen,
+    KeyFile,
+    Security,
+    guard_host,
+    open_security,
+)
 
 if TYPE_CHECKING:
     from pocketlens_cloud.compose import Composer
@@ -36,9 +48,13 @@ def serve(
         Path | None,
         typer.Option(help="Write host:port here once ready; removed at the end.", show_default=False),
     ] = None,
-    insecure_listen: Annotated[
-        bool, typer.Option("--insecure-listen", help="Allow a --host others can reach, without encryption.")
-    ] = False,
+    insecure_listen: InsecureListen = False,
+    tls_cert: Certificate = None,
+    tls_key: CertificateKey = None,
+    client_ca: ClientAuthorities = None,
+    keys: KeyFile = None,
+    audit_log: AuditLog = None,
+    audit_searches: AuditSearches = False,
     web: Annotated[
         str | None,
         typer.Option(
@@ -64,31 +80,31 @@ def serve(
     pocketlens-cloud serve --gallery ./gallery --web 127.0.0.1:8080 --pictures ~/Pictures
 
     pocketlens-cloud serve --gallery ./gallery --port 0 --ready-file ./address
+
+    pocketlens-cloud serve --gallery ./gallery --host 0.0.0.0 --tls-cert cert.pem --tls-key key.pem --keys keys.json
+
+    Certificates and keys are followed while it runs: replace the files, and the next connection or call meets the new.
     """
     if log_level.upper() not in logging.getLevelNamesMapping():
         raise typer.BadParameter("use debug, info, warning or error", param_hint="--log-level")
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     with plain_errors():
-        _guard_host(host, insecure_listen)
+        security = open_security(
+            certificate=tls_cert,
+            key=tls_key,
+            clients=client_ca,
+            keys=keys,
+            audit_log=audit_log,
+            audit_searches=audit_searches,
+            insecure_listen=insecure_listen,
+        )
+        guard_host(host, security)
         if pictures and not web:
             raise typer.BadParameter("is for the page: give --web too", param_hint="--pictures")
         page = _address(web) if web else None
         if page:
-            _guard_host(page[0], insecure_listen)
-        _serve(gallery, bundle, host, port, threads, precision, runs, remember, ready_file, page, pictures)
-
-
-def _guard_host(host: str, insecure_listen: bool) -> None:
-    from pocketlens_cloud.serving.server import is_loopback
-
-    if is_loopback(host):
-        return
-    if not insecure_listen:
-        fail(
-            f"{host} can be reached from other machines, and calls are not encrypted yet: "
-            "say --insecure-listen if that is meant, or listen on 127.0.0.1"
-        )
-    err.print(f"warning: calls to {host} are neither encrypted nor authenticated", style="yellow", markup=False)
+            guard_host(page[0], security)
+        _serve(gallery, bundle, host, port, threads, precision, runs, remember, ready_file, page, pictures, security)
 
 
 def _address(text: str) -> tuple[str, int]:
@@ -103,6 +119,7 @@ def _address(text: str) -> tuple[str, int]:
 def _serve(
     gallery: Path, bundle: Path | None, host: str, port: int, threads: int, precision: str, runs: int | None,
     remember: int, ready_file: Path | None, page: tuple[str, int] | None, pictures: Path | None,
+    security: Security,
 ) -> None:  # fmt: skip
     """Load gallery and models side by side, then serve until told to stop."""
     from concurrent.futures import ThreadPoolExecutor
@@ -127,12 +144,13 @@ def _serve(
             f"{held.size} pictures, token space {composer.manifest.token_space}, "
             f"gallery space {held.gallery_space}, {composer.provider}"
         )
-        beside = _page(service, held, bundle, page, pictures) if page else None
+        beside = _page(service, held, bundle, page, pictures, security) if page else None
         from pocketlens_cloud.runtime import cores
         from pocketlens_cloud.serving.batching import Limits
 
         batch = Limits(runs=runs or max(1, cores() // threads), kept=remember)
-        _run(service, host, port, ready_file, facts, beside, batch)
+        with security.audit or nullcontext():
+            _run(service, host, port, ready_file, facts, beside, batch, security)
 
 
 def _open_gallery(path: Path) -> "EmbeddedGallery":
@@ -150,7 +168,12 @@ def _load_composer(bundle: Path | None, threads: int | None, precision: str) -> 
 
 
 def _page(
-    service: "Service", gallery: "Gallery", bundle: Path | None, at: tuple[str, int], pictures: Path | None
+    service: "Service",
+    gallery: "Gallery",
+    bundle: Path | None,
+    at: tuple[str, int],
+    pictures: Path | None,
+    security: Security,
 ) -> "Callable[[Front], AbstractAsyncContextManager[None]]":
     """The gateway, opened: what it lacks is said before anything listens."""
     from pocketlens_wire.bundle import default_bundle
@@ -164,19 +187,26 @@ def _page(
     def on_ready(bound: int) -> None:
         name = f"[{host}]" if ":" in host else host
         shown = "" if pictures else "; without --pictures it shows no pictures"
-        out.print(f"page on http://{name}:{bound}/{shown}", markup=False, highlight=False)
+        out.print(f"page on http{'s' if security.tls else ''}://{name}:{bound}/{shown}", markup=False, highlight=False)
 
-    return lambda front: gateway.serving(front, site, host=host, port=port, on_ready=on_ready)
+    if security.keys:
+        err.print("note: the page has no field for a key; a proxy before it must add one", markup=False)
+    encryption = security.tls.context() if security.tls else None
+    door = security.door()
+    return lambda front: gateway.serving(
+        front, site, host=host, port=port, on_ready=on_ready, door=door, encryption=encryption
+    )
 
 
 def _run(
     service: "Service", host: str, port: int, ready_file: Path | None, facts: str,
-    beside: "Callable[[Front], AbstractAsyncContextManager[None]] | None", batch: "Limits",
+    beside: "Callable[[Front], AbstractAsyncContextManager[None]] | None", batch: "Limits", security: Security,
 ) -> None:  # fmt: skip
     import asyncio
     import signal
 
     from pocketlens_cloud.serving import server
+    from pocketlens_cloud.serving.door import DoorInterceptor
 
     def on_ready(bound: int) -> None:
         address = f"[{host}]:{bound}" if ":" in host else f"{host}:{bound}"
@@ -191,7 +221,17 @@ def _run(
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop.set))
-        await server.run(service, host=host, port=port, on_ready=on_ready, stop=stop, beside=beside, batch=batch)
+        await server.run(
+            service,
+            host=host,
+            port=port,
+            on_ready=on_ready,
+            stop=stop,
+            beside=beside,
+            batch=batch,
+            credentials=security.tls.credentials() if security.tls else None,
+            interceptors=[DoorInterceptor(security.door())],
+        )
 
     try:
         asyncio.run(until_told())

@@ -8,6 +8,7 @@ themselves, as in gRPC: one schema, and the bytes that the page counts are the b
 import asyncio
 import logging
 import socket
+import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,7 @@ from pocketlens_wire.errors import (
     ServerFault,
     SpaceMismatch,
     TooLate,
+    Unauthenticated,
     http_status_of,
 )
 from pocketlens_wire.manifest import MANIFEST, read_edge, resolve_half
@@ -42,6 +44,7 @@ from starlette.types import Message as Event
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from pocketlens_cloud.service import Service
+from pocketlens_cloud.serving.door import Call, Door
 from pocketlens_cloud.serving.front import Front
 from pocketlens_cloud.serving.server import GRACE_S, MAX_SENTENCE, is_loopback
 from pocketlens_cloud.serving.thumbnails import NoPicture, Thumbnails
@@ -128,14 +131,22 @@ def open_site(service: Service, bundle: Path, thumbnails: Thumbnails | None, *, 
 
 @asynccontextmanager
 async def serving(
-    front: Front, site: Site, *, host: str, port: int, on_ready: Callable[[int], None]
+    front: Front,
+    site: Site,
+    *,
+    host: str,
+    port: int,
+    on_ready: Callable[[int], None],
+    door: Door | None = None,
+    encryption: ssl.SSLContext | None = None,
 ) -> AsyncIterator[None]:
-    """Serve over HTTP until left, then finish what is in flight; `on_ready` gets the port.
+    """Serve over HTTP until left, then finish what is in flight; `on_ready` gets the port. `door`: what questions
+    pass; without `encryption` it is plain http.
 
     Raises ServerFault if the port cannot be had."""
     with ThreadPoolExecutor(DRAWERS, "thumbnail") as pool, _listening(host, port) as bound:
         config = uvicorn.Config(
-            application(front, site, pool, host=host),
+            application(front, site, pool, host=host, door=door),
             http=_Hurried,
             ws="none",
             lifespan="off",
@@ -147,7 +158,7 @@ async def serving(
             backlog=128,  # asyncio takes so many at a time, and counts only afterwards
             timeout_graceful_shutdown=int(GRACE_S),
         )
-        server = _Server(config)
+        server = _Server(config, encryption)
         task = asyncio.create_task(server.serve(sockets=[bound]))
         while not server.started and not task.done():
             await asyncio.sleep(0.01)
@@ -159,12 +170,15 @@ async def serving(
             await task
 
 
-def application(front: Front, site: Site, pool: ThreadPoolExecutor, *, host: str) -> ASGIApp:
-    """The ASGI application; `host` is what it listens on."""
+def application(front: Front, site: Site, pool: ThreadPoolExecutor, *, host: str, door: Door | None = None) -> ASGIApp:
+    """The ASGI application; `host` is what it listens on. Page and encoder pass no door: nothing of the gallery's
+    is in them, and a browser asks for them before it could have a key."""
+    door = door or Door()
+    pictures = _pictures(site.thumbnails, pool)
     routes = [
-        Route("/v1/search", _answering(_search(front)), methods=["POST"]),
-        Route("/v1/describe", _answering(_describe(front)), methods=["POST"]),
-        Route("/v1/pictures/{id}", _answering(_pictures(site.thumbnails, pool)), methods=["GET"]),
+        Route("/v1/search", _answering(_behind(door, "/v1/search", _search(front))), methods=["POST"]),
+        Route("/v1/describe", _answering(_behind(door, "/v1/describe", _describe(front))), methods=["POST"]),
+        Route("/v1/pictures/{id}", _answering(_behind(door, "/v1/pictures", pictures)), methods=["GET"]),
         *(Route(f"/v1/bundle/{name}", _answering(_file(path)), methods=["GET"]) for name, path in site.bundle.items()),
         *(Route(f"/{name}", _answering(_file(path)), methods=["GET"]) for name, path in site.page.items()),
         Route("/", _answering(_file(site.page["index.html"])), methods=["GET"]),
@@ -174,6 +188,21 @@ def application(front: Front, site: Site, pool: ThreadPoolExecutor, *, host: str
 
 
 # --- endpoints
+
+
+def _behind(door: Door, method: str, endpoint: Endpoint) -> Endpoint:
+    async def behind(request: Request) -> Response:
+        peer = f"[{at.host}]:{at.port}" if (at := request.client) and ":" in at.host else at and f"{at.host}:{at.port}"
+        call = Call(
+            method=method,
+            headers=request.headers.getlist("authorization"),
+            peer=peer or "unknown",
+            is_encrypted=request.url.scheme == "https",
+        )
+        async with door.passing(call):
+            return await endpoint(request)
+
+    return behind
 
 
 def _search(front: Front) -> Endpoint:
@@ -281,7 +310,7 @@ def _answering(endpoint: Endpoint) -> Endpoint:
         except PocketlensError as error:
             if isinstance(error, ServerFault):
                 log.error("a request failed", exc_info=error)
-            return _saying(http_status_of(error), error, _retry(error))
+            return _saying(http_status_of(error), error, _advice(error))
         except ClientDisconnect:
             return Response(status_code=400)  # nobody is there to read it
         except Exception:
@@ -297,8 +326,14 @@ async def _named(_request: Request, error: HTTPException) -> Response:
     return _saying(error.status_code, BadQuery(why), dict(error.headers or {}))
 
 
-def _retry(error: PocketlensError) -> dict[str, str]:
-    return {"Retry-After": str(ceil(error.retry_after_s))} if isinstance(error, Overloaded) else {}
+def _advice(error: PocketlensError) -> dict[str, str]:
+    match error:
+        case Overloaded():
+            return {"Retry-After": str(ceil(error.retry_after_s))}
+        case Unauthenticated():
+            return {"WWW-Authenticate": "Bearer"}
+        case _:
+            return {}
 
 
 def _saying(status: int, error: PocketlensError, headers: Mapping[str, str] | None = None) -> Response:
@@ -346,6 +381,26 @@ def _listening(host: str, port: int) -> Any:
 
 class _Server(uvicorn.Server):
     """Signals are the command line's: they stop gRPC and HTTP together."""
+
+    def __init__(self, config: uvicorn.Config, encryption: ssl.SSLContext | None) -> None:
+        super().__init__(config)
+        self._encryption = encryption
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """With encryption uvicorn would leave a silent client 60 s for its handshake."""
+        if self._encryption is None:
+            await super().startup(sockets)
+            return
+        (bound,) = sockets or []
+        listening = await asyncio.get_running_loop().create_server(
+            lambda: _Hurried(config=self.config, server_state=self.server_state, app_state={}),
+            sock=bound,
+            ssl=self._encryption,
+            ssl_handshake_timeout=HEAD_S,
+            backlog=self.config.backlog,
+        )
+        self.servers = [listening]
+        self.started = True
 
     @contextmanager
     def capture_signals(self) -> Any:

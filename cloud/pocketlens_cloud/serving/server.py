@@ -43,6 +43,7 @@ OPTIONS: Final = [
     ("grpc.max_receive_message_length", limits.MAX_REQUEST_BYTES),
     ("grpc.server_handshake_timeout_ms", 2000),  # the default holds a silent client for 120 s
     ("grpc.max_concurrent_streams", MAX_STREAMS),
+    ("grpc.max_connection_age_ms", 3_600_000),  # then a device connects anew, and shows its certificate again
     ("grpc.so_reuseport", 0),  # a second server on the port must fail, not share it
 ]
 
@@ -157,15 +158,16 @@ def _answering(
         except PocketlensError as error:
             if isinstance(error, ServerFault):
                 log.error("a question failed", exc_info=error)
-            await _abort(context, error)
+            await abort(context, error)
         except Exception:
             log.exception("a question failed")
-            await _abort(context, ServerFault("the server failed on this question; its log has the details"))
+            await abort(context, ServerFault("the server failed on this question; its log has the details"))
 
     return answer
 
 
-async def _abort(context: Any, error: PocketlensError) -> NoReturn:
+async def abort(context: Any, error: PocketlensError) -> NoReturn:
+    """End a call with the status, sentence and kind of `error`."""
     told = [(KIND_METADATA, type(error).__name__)]
     if isinstance(error, Overloaded):
         # Ours, and the name by which gRPC's own retries know it.

@@ -13,6 +13,7 @@ import typer
 from pocketlens_edge.cli.root import (
     DEFAULT_SERVER,
     KEPT,
+    ApiKeyFile,
     Authority,
     Bundle,
     Certificate,
@@ -33,6 +34,7 @@ from pocketlens_edge.cli.root import (
     UseTls,
     commands,
     console,
+    key_of,
     load_encoder,
     parse_filters,
     print_json,
@@ -79,6 +81,7 @@ def batch(
     ca: Authority = None,
     certificate: Certificate = None,
     key: CertificateKey = None,
+    api_key_file: ApiKeyFile = None,
     as_json: Json = False,
     threads: Threads = 1,
     precision: Precision = None,
@@ -119,7 +122,7 @@ def batch(
     from pocketlens_edge.journal import Journal
     from pocketlens_edge.questions import Mode
 
-    tls = tls_of(use_tls, ca, certificate, key)
+    tls, api_key = tls_of(use_tls, ca, certificate, key), key_of(api_key_file)
     where = parse_filters(filters)
     box = _outbox(outbox)
     found = look_through(folder)
@@ -131,7 +134,7 @@ def batch(
         asked |= {"words": text, "top": top, "mode": mode, "where": where, "encoding": encoding}
     with (
         Journal(out, asked=asked, pictures=found.pictures) as journal,
-        Client(server, encoder, timeout_s=timeout, encoding=Encoding(encoding), tls=tls) as client,
+        Client(server, encoder, timeout_s=timeout, encoding=Encoding(encoding), tls=tls, api_key=api_key) as client,
         _progress(len(found.pictures)) as on_progress,
     ):
         answering = _answering(

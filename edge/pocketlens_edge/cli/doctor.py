@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from pocketlens_edge.cli.root import (
+    ApiKeyFile,
     Authority,
     Bundle,
     Certificate,
@@ -20,6 +21,7 @@ from pocketlens_edge.cli.root import (
     UseTls,
     commands,
     console,
+    key_of,
     print_json,
     tls_of,
 )  # fmt: skip
@@ -37,6 +39,7 @@ def doctor(
     ca: Authority = None,
     certificate: Certificate = None,
     key: CertificateKey = None,
+    api_key_file: ApiKeyFile = None,
     as_json: Json = False,
     threads: Threads = 1,
     precision: Precision = None,
@@ -59,7 +62,7 @@ def doctor(
     [b]Exit code[/b]
 
     0 all is well, warnings or not; 1 something is not."""
-    tls = tls_of(use_tls, ca, certificate, key)
+    tls, api_key = tls_of(use_tls, ca, certificate, key), key_of(api_key_file)
 
     from pocketlens_wire.bundle import default_bundle
 
@@ -74,6 +77,7 @@ def doctor(
         server=server,
         timeout_s=timeout,
         tls=tls,
+        api_key=api_key,
     )
     well = all(check.ok for check in checks)
     if as_json:

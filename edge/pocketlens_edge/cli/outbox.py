@@ -11,6 +11,7 @@ import typer
 from pocketlens_edge.cli.root import (
     DEFAULT_SERVER,
     KEPT,
+    ApiKeyFile,
     Authority,
     Certificate,
     CertificateKey,
@@ -20,6 +21,7 @@ from pocketlens_edge.cli.root import (
     UseTls,
     commands,
     console,
+    key_of,
     print_json,
     tls_of,
 )  # fmt: skip
@@ -77,6 +79,7 @@ def send(
     ca: Authority = None,
     certificate: Certificate = None,
     key: CertificateKey = None,
+    api_key_file: ApiKeyFile = None,
     as_json: Json = False,
 ) -> None:
     """Ask what waits, oldest first.
@@ -94,9 +97,9 @@ def send(
     from pocketlens_edge.client import Client
     from pocketlens_edge.show import answer_json
 
-    tls = tls_of(use_tls, ca, certificate, key)
+    tls, api_key = tls_of(use_tls, ca, certificate, key), key_of(api_key_file)
     box = _opened(folder)
-    with Client(server, token_space="each question's own", timeout_s=timeout, tls=tls) as client:
+    with Client(server, token_space="each question's own", timeout_s=timeout, tls=tls, api_key=api_key) as client:
         sent = box.send(
             lambda request: answer_json(client.ask(request), {}),
             patience_s=patience,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
+    from pocketlens_wire.api_key import ApiKey
     from rich.console import Console
 
     from pocketlens_edge.connection import Tls
@@ -129,6 +130,16 @@ CertificateKey = Annotated[
     typer.Option("--key", metavar="FILE", help="The key of that certificate, PEM.", rich_help_panel="Encryption"),
 ]
 
+ApiKeyFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="File with this device's key, if the server asks for one. Default: $POCKETLENS_API_KEY.",
+        show_default=False,
+        rich_help_panel="Encryption",
+    ),
+]
+
 
 def _version(asked: bool) -> None:
     if asked:
@@ -178,6 +189,13 @@ def tls_of(use: bool, ca: Path | None, certificate: Path | None, key: Path | Non
     from pocketlens_edge.connection import Tls
 
     return Tls(ca=ca, certificate=certificate, key=key)
+
+
+def key_of(file: Path | None) -> ApiKey | None:
+    """This device's key, if it has one. Raises BadQuery for what is none."""
+    from pocketlens_wire.api_key import read_api_key
+
+    return read_api_key(file)
 
 
 def picture_source(picture: Path, raw: str | None, raw_format: str) -> tuple[Path | bytes, str | None]:

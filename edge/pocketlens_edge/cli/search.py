@@ -11,6 +11,7 @@ import typer
 from pocketlens_edge.cli.root import (
     DEFAULT_SERVER,
     KEPT,
+    ApiKeyFile,
     Authority,
     Bundle,
     Certificate,
@@ -34,6 +35,7 @@ from pocketlens_edge.cli.root import (
     check_writable,
     commands,
     console,
+    key_of,
     load_encoder,
     parse_filters,
     picture_source,
@@ -116,6 +118,7 @@ def search(
     ca: Authority = None,
     certificate: Certificate = None,
     key: CertificateKey = None,
+    api_key_file: ApiKeyFile = None,
     as_json: Json = False,
     threads: Threads = 1,
     precision: Precision = None,
@@ -127,7 +130,7 @@ def search(
     if picture is None and raw:
         raise typer.BadParameter("--raw says what comes on standard input; give - as PICTURE")
     tls = tls_of(use_tls, ca, certificate, key)
-    if local_gallery and (tls or outbox or server != DEFAULT_SERVER):
+    if local_gallery and (tls or api_key_file or outbox or server != DEFAULT_SERVER):
         raise typer.BadParameter("--local-gallery asks no server; leave out --server and what goes with it")
     check_writable(sheet, "--sheet", _SHEET_TYPES)
     check_writable(page, "--html", (".html", ".htm"))
@@ -155,6 +158,7 @@ def search(
         made_by = {"id": encoder_id, "precision": encoder.form, "provider": encoder.provider}
     with ExitStack() as open_things:
         asked = open_things.enter_context(open_gallery(local_gallery, bundle)) if local_gallery else server
+        api_key = None if local_gallery else key_of(api_key_file)
         client = Client(
             asked,
             token_space=manifest.token_space,
@@ -162,6 +166,7 @@ def search(
             timeout_s=timeout,
             encoding=Encoding(encoding),
             tls=tls,
+            api_key=api_key,
         )
         open_things.enter_context(client)
         request = client.question(tokens, text, top=top, mode=Mode(mode) if mode else None, where=where)
