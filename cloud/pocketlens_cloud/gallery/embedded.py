@@ -443,13 +443,16 @@ def _part(part: Condition | Filter, kinds: Mapping[str, Kind]) -> Any:
 
 
 def _range(between: Between, kind: Kind) -> Any:
-    above, least, below, most = between.above, between.least, between.below, between.most
-    if kind != "time":
-        return engine.FieldCondition(between.key, range=engine.RangeFloat(gt=above, gte=least, lt=below, lte=most))
-    span = times.span(above=above, least=least, below=below, most=most)
-    if span is None:
-        return engine.HasIdCondition(set())  # no picture
-    return engine.FieldCondition(between.key, range=engine.RangeDateTime(gte=span[0], lte=span[1]))
+    key = between.key
+    nothing = engine.HasIdCondition(set())
+    if kind == "time":
+        span = times.span(above=between.above, least=between.least, below=between.below, most=between.most)
+        return engine.FieldCondition(key, range=engine.RangeDateTime(gte=span[0], lte=span[1])) if span else nothing
+    whole = between if kind == "number" else between.of_integers()
+    if whole is None:
+        return nothing
+    bounds = engine.RangeFloat(gt=whole.above, gte=whole.least, lt=whole.below, lte=whole.most)
+    return engine.FieldCondition(key, range=bounds)
 
 
 def _vector(record: engine.Record, name: str) -> NDArray[np.float32]:
