@@ -24,10 +24,10 @@ class Rerank:
     pooling: how they become one vector; standardised: both scores brought to mean 0 and deviation 1 before they are
     averaged."""
 
-    depth: int = 100
-    neighbours: int = 9
+    depth: int = 30
+    neighbours: int = 3
     strength: float = 0.15
-    leaders: int = 10
+    leaders: int = 3
     pooling: Literal["mean", "largest"] = "mean"
     standardised: bool = True
 

@@ -155,6 +155,10 @@ def test_groups_are_found_behind_one_that_fills_the_first_places(crowded, size):
     assert not {hit.payload["kind"] for hit in gallery.search(second)} & {hit.payload["kind"] for hit in hits}
 
 
+def test_a_gallery_that_answers_says_so(crowded):
+    crowded[0].ping()
+
+
 def test_many_searches_are_one_by_one_the_same(crowded):
     gallery, _ = crowded
     queries = np.random.default_rng(0).standard_normal((20, 6)).astype(np.float32)

@@ -328,6 +328,14 @@ def test_an_unwritable_gallery_is_a_plain_error(public_place, without_rights):
         (public_place / "g").chmod(0o755)
 
 
+def test_a_closed_gallery_does_not_answer(filled):
+    gallery, *_ = filled
+    gallery.ping()
+    gallery.close()
+    with pytest.raises(GalleryError, match="cannot be searched"):
+        gallery.ping()
+
+
 def test_what_is_no_gallery_is_said_to_be_none(tmp_path):
     with pytest.raises(GalleryError, match=r"no gallery in .*pocketlens-cloud index"):
         EmbeddedGallery.open(tmp_path)
