@@ -1,6 +1,7 @@
 """The search index of a gallery: its settings reach the engine, scores stay true cosines, wider walks find more."""
 
 import json
+from dataclasses import replace
 
 import gallery_oracle as oracle
 import numpy as np
@@ -85,6 +86,14 @@ def test_a_wider_walk_finds_more_and_the_default_nearly_all(indexed):
 
     assert recall(ef=10) < recall()
     assert recall() > 0.99
+
+
+def test_pages_within_one_power_of_two_are_cut_from_one_walk(indexed):
+    _, gallery, rows, _ = indexed
+    for row in rows[:20]:
+        asked = Search(vector=row, name="original", top=15, walk=Walk(ef=16), payload=())
+        pages = gallery.search_many([replace(asked, top=5, skip=skip) for skip in (0, 5, 10)])
+        assert [hit for page in pages for hit in page] == gallery.search(asked)
 
 
 def test_additions_to_a_settled_gallery_are_found_before_and_after_settling(tmp_path):
