@@ -3,6 +3,7 @@
 Owns every check on a request and the reply's content. Raises PocketlensError; turning that into a
 status, deadlines and threads are server.py's."""
 
+import json
 import logging
 import time
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from pocketlens_wire.v1 import retrieval_pb2 as pb
 from pocketlens_cloud.compose import Composer, Mode, Plan
 from pocketlens_cloud.gallery.filters import Filter, carrying
 from pocketlens_cloud.gallery.interface import Gallery, Scored, Search
-from pocketlens_cloud.gallery.payload import Scalar, clip
+from pocketlens_cloud.gallery.payload import Scalar, Value, clip
 from pocketlens_cloud.towers import Row
 
 log = logging.getLogger(__name__)
@@ -225,7 +226,7 @@ def _hit(hit: Scored) -> pb.Hit:
     return pb.Hit(id=hit.id, score=hit.score, payload={key: _value(value) for key, value in hit.payload.items()})
 
 
-def _value(value: Scalar) -> pb.Value:
+def _value(value: Value) -> pb.Value:
     match value:
         case bool():
             return pb.Value(flag=value)
@@ -233,5 +234,7 @@ def _value(value: Scalar) -> pb.Value:
             return pb.Value(integer=value)
         case float():
             return pb.Value(number=value)
-        case _:
+        case str():
             return pb.Value(text=value)
+        case _:  # lists and places, of which the wire knows nothing
+            return pb.Value(text=json.dumps(value, ensure_ascii=False))

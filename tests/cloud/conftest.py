@@ -21,6 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from pocketlens_cloud.compose import Composer
 from pocketlens_cloud.gallery.embedded import EmbeddedGallery
+from pocketlens_cloud.gallery.interface import Gallery
 from pocketlens_cloud.indexing import ingest
 from pocketlens_cloud.service import Service
 from pocketlens_cloud.serving import server
@@ -449,6 +450,21 @@ def serve() -> Callable[..., Any]:
 def running(service) -> Iterator[RunningServer]:
     with _serving(service) as server:
         yield server
+
+
+@pytest.fixture(scope="session", params=["embedded"])
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Gallery]]:
+    """`engine(dim=..., vectors=[...])` makes an empty gallery; tests that take it run once for each engine there is."""
+    made: list[Gallery] = []
+
+    def make(*, dim: int, vectors: list[str]) -> Gallery:
+        path = tmp_path_factory.mktemp("engine") / "gallery"
+        made.append(EmbeddedGallery.create(path, dim=dim, vectors=vectors, gallery_space="gs-1"))
+        return made[-1]
+
+    yield make
+    for gallery in made:
+        gallery.close()
 
 
 @pytest.fixture

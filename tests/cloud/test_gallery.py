@@ -180,6 +180,48 @@ def test_keys_of_every_allowed_shape_can_be_filtered(filled):
         assert [hit.id for hit in nearest(gallery, original[0], 9, {key: value})] == [name(3)]
 
 
+def test_a_gallery_says_the_oldest_format_that_can_say_its_payload(filled):
+    gallery, original, union = filled
+    description = gallery.path / "gallery.json"
+    assert json.loads(description.read_text())["format"] == 1
+    at = {"lat": 52.5, "lon": 13.4}
+    told = {"when": "2026-01-31T12:00:00+01:00", "at": at, "tags": ["a", "b"], "sizes": [1, 2], "one": ["a"]}
+    gallery.upsert([Point(name(3), {"original": original[3], "union": union[3]}, told)])
+    gallery.set_payload(name(4), {"one": "a", "at": {"lat": -90, "lon": 180}})
+    assert json.loads(description.read_text())["format"] == 2
+    gallery.close()
+    with EmbeddedGallery.open(gallery.path) as again:
+        stored = dict(again.payloads())
+        assert (stored[name(3)], stored[name(4)]) == (told, {"one": "a", "at": {"lat": -90, "lon": 180}})
+        kinds = again.payload_kinds
+        assert [kinds[key] for key in told] == ["time", "place", "texts", "integers", "texts"]
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        (["2026-01-31T12:00:00Z", "2026-01-31T12:00:00.123456-11:30"], "time"),
+        (["May", "2026-01-31T12:00:00Z"], "text"),
+        (["2026-01-31"], "text"),
+        (["2026-01-31T12:00:00"], "text"),  # no offset: nobody knows when
+        (["2026-02-30T12:00:00Z"], "text"),
+        (["2026-01-31T12:00:00.1234567Z"], "text"),  # more digits than are kept
+        (["0001-01-01T00:00:00+01:00"], "text"),  # in UTC before the first year
+        (["red", ["red", "blue"], "2026-01-31T12:00:00Z"], "texts"),
+        ([["2026-01-31T12:00:00Z"]], "texts"),
+        ([1, [1, 2]], "integers"),
+        ([[1], 1], "integers"),
+        ([1, 2.5, 1], "number"),
+        ([{"lat": 1, "lon": -180.0}], "place"),
+    ],
+)
+def test_the_first_values_of_a_key_say_its_type(values, kind):
+    kinds = {}
+    for value in values:
+        kinds = learn(kinds, {"k": value})
+    assert kinds == {"k": kind}
+
+
 @pytest.mark.parametrize(
     ("vectors", "message"),
     [
@@ -202,7 +244,18 @@ def test_vectors_that_would_poison_the_gallery_are_refused(shared, vectors, mess
         ({"a.b": 1}, "payload key `a.b`: use at most 64 letters"),
         ({'q"': 1}, "use at most 64 letters"),
         ({"": 1}, "use at most 64 letters"),
-        ({"k": [1]}, "payload key `k`: values are text"),
+        ({"k": []}, "payload key `k`: values are text"),
+        ({"k": [1, "a"]}, "values are text"),
+        ({"k": [True]}, "values are text"),
+        ({"k": [1.5]}, "values are text"),
+        ({"k": [[1]]}, "values are text"),
+        ({"k": {"lat": 91, "lon": 0}}, "values are text"),
+        ({"k": {"lat": 1, "lon": float("nan")}}, "values are text"),
+        ({"k": {"lat": True, "lon": 1}}, "values are text"),
+        ({"k": {"lat": 1, "lon": 1, "alt": 1}}, "values are text"),
+        ({"t": "May"}, "payload key `t` holds time elsewhere; text `'May'` came"),
+        ({"t": ["2026-01-31T12:00:00Z"]}, "holds time elsewhere; texts"),
+        ({"i": 2.5}, "payload key `i` holds integers elsewhere; number `2.5` came"),
         ({"k": None}, "values are text"),
         ({"k": 2**63}, "values are text"),
         ({"k": float("inf")}, "values are text"),
@@ -212,7 +265,7 @@ def test_vectors_that_would_poison_the_gallery_are_refused(shared, vectors, mess
 )
 def test_payload_that_could_not_be_filtered_is_refused(bad, message):
     with pytest.raises(GalleryError) as caught:
-        learn({"n": "integer"}, bad)
+        learn({"n": "integer", "t": "time", "i": "integers"}, bad)
     assert message in str(caught.value)
 
 
@@ -275,6 +328,14 @@ def test_an_unwritable_gallery_is_a_plain_error(public_place, without_rights):
         (public_place / "g").chmod(0o755)
 
 
+def test_a_closed_gallery_does_not_answer(filled):
+    gallery, *_ = filled
+    gallery.ping()
+    gallery.close()
+    with pytest.raises(GalleryError, match="cannot be searched"):
+        gallery.ping()
+
+
 def test_what_is_no_gallery_is_said_to_be_none(tmp_path):
     with pytest.raises(GalleryError, match=r"no gallery in .*pocketlens-cloud index"):
         EmbeddedGallery.open(tmp_path)
@@ -300,7 +361,7 @@ def test_a_damaged_or_newer_description_is_named(filled):
     for text, message in (
         ("{", "is damaged"),
         (json.dumps(whole | {"colour": 1}), "is damaged"),
-        (json.dumps(whole | {"format": 2}), "format 2 is newer"),
+        (json.dumps(whole | {"format": 3}), "format 3 is newer"),
     ):
         file.write_text(text)
         with pytest.raises(GalleryError, match=message):

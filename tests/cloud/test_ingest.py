@@ -51,6 +51,17 @@ def folder(tmp_path, draw_picture) -> Path:
     return tmp_path / "pictures"
 
 
+def test_times_places_and_lists_are_indexed_once_and_stay(toy, folder, tmp_path):
+    told = {"when": "2026-01-31T12:00:00+01:00", "at": {"lat": 52.5, "lon": 13}, "tags": ["a", "b"], "sizes": [1]}
+    (folder / "payload.jsonl").write_text(json.dumps({"file": "3.png", "payload": told}))
+    index(folder, tmp_path / "g", toy.bundle)
+    assert told in [{k: v for k, v in payload.items() if k != "file"} for payload in contents(tmp_path / "g").values()]
+    assert index(folder, tmp_path / "g", toy.bundle).relabelled == 0
+    (folder / "payload.jsonl").write_text(json.dumps({"file": "3.png", "payload": told | {"when": "in May"}}))
+    with pytest.raises(GalleryError, match=r"line 1: payload key `when` holds time elsewhere; text `'in May'` came"):
+        index(folder, tmp_path / "g", toy.bundle)
+
+
 def test_vectors_and_payload_are_those_of_the_pictures(toy, pictures, gallery):
     files = list_pictures(pictures)
     assert len(files) == 40

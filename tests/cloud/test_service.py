@@ -258,3 +258,16 @@ def test_a_hundred_questions_leave_no_file_open(toy, running):
     for _ in range(100):
         running.search(toy.request())
     assert len(os.listdir("/proc/self/fd")) <= before
+
+
+@pytest.mark.parametrize(
+    ("value", "sent"),
+    [
+        (True, pb.Value(flag=True)),
+        ("2026-01-31T12:00:00Z", pb.Value(text="2026-01-31T12:00:00Z")),
+        (["ä", "b"], pb.Value(text='["ä", "b"]')),
+        ({"lat": 1.5, "lon": 2}, pb.Value(text='{"lat": 1.5, "lon": 2}')),
+    ],
+)
+def test_payload_that_the_wire_has_no_type_for_goes_as_json_text(value, sent):
+    assert service_module._value(value) == sent

@@ -22,12 +22,22 @@ from pocketlens_cloud.gallery.filters import (
     Says,
 )
 from pocketlens_cloud.gallery.interface import Search
-from pocketlens_cloud.gallery.payload import Kind, clip, kind_of
+from pocketlens_cloud.gallery.payload import Kind, clip, is_degrees, kind_of
 
 MAX_DEPTH = 32  # filters within filters; far beyond what a request may have, so that no caller can exhaust the stack
 MAX_PARTS = 10_000  # conditions and filters in all; a filter that holds itself many times over is refused, not walked
 ID = re.compile(r"[0-9a-f]{32}")
 GROUPABLE: tuple[Kind, ...] = ("text", "integer", "flag")
+_ASKED_AS: dict[Kind, tuple[Kind, ...]] = {  # types of the values that a key may be compared with
+    "text": ("text", "time"),
+    "texts": ("text", "time"),
+    "integer": ("integer",),
+    "integers": ("integer",),
+    "number": ("number", "integer"),
+    "flag": ("flag",),
+    "time": ("time",),
+    "place": (),
+}
 
 
 def check_search(asked: Search, kinds: Mapping[str, Kind], vectors: Sequence[str]) -> None:
@@ -84,14 +94,21 @@ def _check_condition(one: Condition, kinds: Mapping[str, Kind]) -> None:
         case AnyOf(key, values) | NoneOf(key, values):
             _check_values(key, values, _kind(key, kinds))
         case Between(key=key):
-            _holds(key, _kind(key, kinds), ("integer", "number"), "a range of numbers")
+            _holds(key, _kind(key, kinds), ("integer", "integers", "number", "time"), "a range")
             _check_bounds(key, {"above": one.above, "least": one.least, "below": one.below, "most": one.most})
         case Says(key, words):
-            _holds(key, _kind(key, kinds), ("text",), "words")
+            _holds(key, _kind(key, kinds), ("text", "texts"), "words")
             if not any(char.isalnum() for char in words):
                 raise BadQuery(f"filter key `{key}`: {clip(repr(words))} holds no word to look for")
-        case Near(key):
-            raise BadQuery(f"filter key `{key}` holds {_kind(key, kinds)}; a place came")
+        case Near(key, latitude, longitude, radius_m):
+            _holds(key, _kind(key, kinds), ("place",), "a circle")
+            if not is_degrees(latitude, longitude):
+                raise BadQuery(
+                    f"filter key `{key}`: a latitude is -90 to 90 and a longitude -180 to 180; "
+                    f"{latitude} and {longitude} came"
+                )
+            if not 0 < radius_m < math.inf:
+                raise BadQuery(f"filter key `{key}`: a radius is a finite number of metres above 0; {radius_m} came")
         case _:
             assert_never(one)
 
@@ -105,12 +122,12 @@ def _kind(key: str, kinds: Mapping[str, Kind], what: str = "filter") -> Kind:
 
 def _check_value(key: str, value: object, kind: Kind) -> None:
     came = kind_of(value)
-    if came != kind and (kind, came) != ("number", "integer"):
+    if came not in _ASKED_AS[kind]:
         raise BadQuery(f"filter key `{key}` holds {kind}; {came or 'something else'} {clip(repr(value))} came")
 
 
 def _check_values(key: str, values: Sequence[Any], kind: Kind) -> None:
-    _holds(key, kind, ("text", "integer"), "a choice of values")
+    _holds(key, kind, ("text", "texts", "integer", "integers"), "a choice of values")
     if not values:
         raise BadQuery(f"filter key `{key}`: a choice of values has none")
     for value in values:

@@ -5,6 +5,7 @@ Owns gallery.json and gallery.lock; the engine's files in shard/ are gallery.py'
 import json
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import final
@@ -16,7 +17,7 @@ from pocketlens_cloud.gallery.payload import Kind
 if sys.platform != "win32":
     import fcntl
 
-FORMAT = 1
+FORMAT = 2  # 1: no times, places and lists in the payload; a gallery without them is still written so
 DESCRIPTION, LOCK, SHARD = "gallery.json", "gallery.lock", "shard"
 UNFINISHED = f"{DESCRIPTION}.new"
 
@@ -25,7 +26,7 @@ UNFINISHED = f"{DESCRIPTION}.new"
 class Description:
     """gallery.json, the gallery's own account of itself."""
 
-    format: int = FORMAT
+    format: int = 1
     gallery_space: str  # where the vectors lie
     dim: int
     vectors: list[str]
@@ -70,6 +71,11 @@ class Lock:
             self.held = False
             os.ftruncate(self._descriptor, 0)
             os.close(self._descriptor)  # the lock goes with it
+
+
+def format_of(kinds: Mapping[str, Kind]) -> int:
+    """The oldest format that can say these payload types, so that an older program reads what it can."""
+    return 1 if set(kinds.values()) <= {"text", "integer", "number", "flag"} else 2
 
 
 def make(path: Path) -> None:

@@ -18,7 +18,7 @@ import qdrant_edge as engine
 from numpy.typing import NDArray
 from pocketlens_wire.errors import GalleryError
 
-from pocketlens_cloud.gallery import directory
+from pocketlens_cloud.gallery import directory, times
 from pocketlens_cloud.gallery.checks import check_filter, check_search
 from pocketlens_cloud.gallery.directory import SHARD, Description, Lock
 from pocketlens_cloud.gallery.filters import (
@@ -34,7 +34,7 @@ from pocketlens_cloud.gallery.filters import (
     Says,
 )
 from pocketlens_cloud.gallery.interface import Point, Scored, Search, Walk
-from pocketlens_cloud.gallery.payload import Kind, Payload, Scalar, learn
+from pocketlens_cloud.gallery.payload import Kind, Payload, Value, given_back, learn, stored
 from pocketlens_cloud.gallery.ranks import Ranked, answers
 
 FULL_SCAN_KB = 10_000  # vectors a filter leaves, in KB, below which comparing with all of them is faster than walking
@@ -42,13 +42,15 @@ MAX_SEGMENT_KB = 100_000_000
 INT8_QUANTILE = 0.99  # numbers beyond it are cut, so that one outlier does not coarsen all the others
 SCROLL = 1000  # points fetched at once when walking the whole gallery
 
-_INDEX_OF = {
+_INDEX_OF: dict[Kind, engine.PayloadSchemaType] = {
     "text": engine.PayloadSchemaType.Keyword,
+    "texts": engine.PayloadSchemaType.Keyword,
     "integer": engine.PayloadSchemaType.Integer,
+    "integers": engine.PayloadSchemaType.Integer,
     "number": engine.PayloadSchemaType.Float,
-    # qdrant_edge 0.9.0 reads a Python bool in a filter as an integer and then finds nothing,
-    # so flags are stored as 0 and 1; `_out` gives them back as bools.
-    "flag": engine.PayloadSchemaType.Integer,
+    "flag": engine.PayloadSchemaType.Integer,  # stored as 0 and 1, see payload.stored
+    "time": engine.PayloadSchemaType.Datetime,
+    "place": engine.PayloadSchemaType.Geo,
 }
 
 
@@ -184,7 +186,7 @@ class EmbeddedGallery:
         for point in points:
             self._check_vectors(point)
         self._begin(self._learned(point.payload for point in points))
-        stored = [
+        rows = [
             engine.Point(
                 _uuid(point.id),
                 {name: point.vectors[name].tolist() for name in self.vectors},
@@ -193,7 +195,7 @@ class EmbeddedGallery:
             for point in points
         ]
         with _engine(f"{self.path}: cannot write"):
-            self._shard.update(engine.UpdateOperation.upsert_points(stored))
+            self._shard.update(engine.UpdateOperation.upsert_points(rows))
 
     def set_payload(self, point_id: str, payload: Payload) -> None:
         """Replace the whole payload of one picture."""
@@ -221,7 +223,7 @@ class EmbeddedGallery:
             self._describe(replace(self._description, settled=True))
         self._writing = False
 
-    def payloads(self) -> Iterator[tuple[str, dict[str, Scalar]]]:
+    def payloads(self) -> Iterator[tuple[str, dict[str, Value]]]:
         """(id, payload) of every picture, in the order of ids."""
         offset = None
         while True:
@@ -233,7 +235,7 @@ class EmbeddedGallery:
             if offset is None:
                 return
 
-    def payload(self, point_id: str) -> dict[str, Scalar] | None:
+    def payload(self, point_id: str) -> dict[str, Value] | None:
         """What is stored with one picture; None if the gallery does not hold it."""
         found = self._shard.retrieve([_uuid(point_id)], with_payload=True, with_vector=False)
         return self._out(found[0].payload) if found else None
@@ -275,7 +277,7 @@ class EmbeddedGallery:
                 Ranked(
                     UUID(str(hit.id)).hex,
                     max(-1.0, min(1.0, hit.score)),
-                    self._out(hit.payload).get(search.group_by) if search.group_by else None,
+                    self._group(hit.payload, search.group_by),
                 )
                 for hit in hits
             ]
@@ -287,7 +289,7 @@ class EmbeddedGallery:
         wanted = True if asked.payload is None else list(asked.payload) or False
         if not wanted and not asked.with_vectors:
             return [Scored(hit.id, hit.score, {}) for hit in hits]
-        stored = {
+        records = {
             UUID(str(record.id)).hex: record
             for record in self._shard.retrieve(
                 [_uuid(hit.id) for hit in hits], wanted, [asked.name] if asked.with_vectors else False
@@ -301,7 +303,7 @@ class EmbeddedGallery:
                 _vector(record, asked.name) if asked.with_vectors else None,
             )
             for hit in hits
-            if (record := stored.get(hit.id))
+            if (record := records.get(hit.id))
         ]
 
     def ping(self) -> None:
@@ -343,7 +345,7 @@ class EmbeddedGallery:
         old = self._description.payload
         if self._writing and kinds == old:
             return
-        description = replace(self._description, payload=dict(kinds), settled=False)
+        description = replace(self._description, format=directory.format_of(kinds), payload=dict(kinds), settled=False)
         if not self._writing:
             birth, count = description.generation.rsplit("-", 1)
             description = replace(description, generation=f"{birth}-{int(count) + 1}")
@@ -358,16 +360,19 @@ class EmbeddedGallery:
                     self._shard.update(engine.UpdateOperation.delete_field_index(key))
                 self._shard.update(engine.UpdateOperation.create_field_index(key, _INDEX_OF[kind]))
 
+    def _group(self, payload: Mapping[str, Any] | None, key: str | None) -> str | int | None:
+        value = self._out(payload).get(key) if key else None
+        return value if isinstance(value, str | int) else None
+
     def _describe(self, description: Description) -> None:
         directory.write(self.path, description)
         self._description = description
 
-    def _in(self, payload: Payload) -> dict[str, Scalar]:
-        return {key: _stored(value, self._description.payload[key]) for key, value in payload.items()}
+    def _in(self, payload: Payload) -> dict[str, Any]:
+        return {key: stored(value, self._description.payload[key]) for key, value in payload.items()}
 
-    def _out(self, payload: Mapping[str, Any] | None) -> dict[str, Scalar]:
-        given = {"flag": bool, "number": float, "integer": int, "text": str}
-        return {key: given[self._description.payload[key]](value) for key, value in (payload or {}).items()}
+    def _out(self, payload: Mapping[str, Any] | None) -> dict[str, Value]:
+        return given_back(payload, self._description.payload)
 
 
 def _config(dim: int, vectors: Sequence[str], index: IndexSettings) -> engine.EdgeConfig:
@@ -416,17 +421,19 @@ def _part(part: Condition | Filter, kinds: Mapping[str, Kind]) -> Any:
             return engine.IsEmptyCondition(key)
         case Equals(key, value) if kinds[key] == "number":  # the engine matches floats by range only
             return engine.FieldCondition(key, range=engine.RangeFloat(gte=float(value), lte=float(value)))
+        case Equals(key, value) if kinds[key] == "time":  # the same instant, however it is written
+            return engine.FieldCondition(key, range=engine.RangeDateTime(gte=str(value), lte=str(value)))
         case Equals(key, value):
-            return engine.FieldCondition(key, match=engine.MatchValue(_stored(value, kinds[key])))
+            return engine.FieldCondition(key, match=engine.MatchValue(stored(value, kinds[key])))
         case AnyOf(key, values):
-            return engine.FieldCondition(key, match=engine.MatchAny([_stored(value, kinds[key]) for value in values]))
-        case NoneOf(key, values):
-            stored = [_stored(value, kinds[key]) for value in values]
-            return engine.FieldCondition(key, match=engine.MatchExcept(stored))
+            return engine.FieldCondition(key, match=engine.MatchAny([stored(value, kinds[key]) for value in values]))
+        case NoneOf(key, values):  # the engine's own "except" holds for a list that has any other value besides
+            return engine.Filter(must_not=[_part(AnyOf(key, values), kinds), engine.IsEmptyCondition(key)])
         case Between(key=key):
-            bounds = engine.RangeFloat(gt=part.above, gte=part.least, lt=part.below, lte=part.most)
-            return engine.FieldCondition(key, range=bounds)
+            return _range(part, kinds[key])
         case Says(key, words):
+            # Without a text index the engine splits and lowers the words of each candidate's text itself. A key can
+            # have one index only, and that for whole texts answers the commoner conditions.
             return engine.FieldCondition(key, match=engine.MatchText(words))
         case Near(key, latitude, longitude, radius_m):
             circle = engine.GeoRadius(engine.GeoPoint(longitude, latitude), radius_m)
@@ -435,20 +442,22 @@ def _part(part: Condition | Filter, kinds: Mapping[str, Kind]) -> Any:
             assert_never(part)
 
 
+def _range(between: Between, kind: Kind) -> Any:
+    key = between.key
+    nothing = engine.HasIdCondition(set())
+    if kind == "time":
+        span = times.span(above=between.above, least=between.least, below=between.below, most=between.most)
+        return engine.FieldCondition(key, range=engine.RangeDateTime(gte=span[0], lte=span[1])) if span else nothing
+    whole = between if kind == "number" else between.of_integers()
+    if whole is None:
+        return nothing
+    bounds = engine.RangeFloat(gt=whole.above, gte=whole.least, lt=whole.below, lte=whole.most)
+    return engine.FieldCondition(key, range=bounds)
+
+
 def _vector(record: engine.Record, name: str) -> NDArray[np.float32]:
     held: Any = record.vector  # by name, as every gallery's vectors are named
     return np.asarray(held[name], np.float32)
-
-
-def _stored(value: Scalar, kind: Kind) -> Any:
-    """A payload value as the engine keeps it."""
-    match kind:
-        case "flag":
-            return int(value)
-        case "number":
-            return float(value)
-        case _:
-            return value
 
 
 def _uuid(point_id: str) -> str:

@@ -3,6 +3,7 @@
 A filter is a tree of conditions; each gallery translates it for its engine. Bounds are checked where requests come in
 (service.py), keys and types against what the gallery holds (checks.py)."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -43,6 +44,26 @@ class Between:
     least: float | None = None  # inclusive
     below: float | None = None  # exclusive
     most: float | None = None  # inclusive
+
+    def of_integers(self) -> "Between | None":
+        """The same among 64-bit integers: every bound a whole number in their range; None if there is no such integer.
+
+        Engines cut a bound's fraction off, or cut the bound to the range and then leave the last integer out."""
+        above = None if self.above is None else math.floor(self.above)
+        least = None if self.least is None else math.ceil(self.least)
+        below = None if self.below is None else math.ceil(self.below)
+        most = None if self.most is None else math.floor(self.most)
+        first = max(-(2**63) if above is None else above + 1, -(2**63) if least is None else least)
+        last = min(2**63 - 1 if below is None else below - 1, 2**63 - 1 if most is None else most)
+        if first > min(last, 2**63 - 1) or last < -(2**63):
+            return None  # between the bounds, or in the range of integers, there is none
+        return Between(
+            key=self.key,
+            above=None if above is None or above < -(2**63) else float(above),
+            least=None if least is None or least <= -(2**63) else float(least),
+            below=None if below is None or below >= 2**63 else float(below),
+            most=None if most is None or most >= 2**63 - 1 else float(most),
+        )
 
 
 @dataclass(frozen=True)

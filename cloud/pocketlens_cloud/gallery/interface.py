@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketlens_cloud.gallery.filters import EVERYTHING, Filter
-from pocketlens_cloud.gallery.payload import Kind, Payload, Scalar
+from pocketlens_cloud.gallery.payload import Kind, Payload, Value
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Scored:
 
     id: str
     score: float
-    payload: dict[str, Scalar]
+    payload: dict[str, Value]
     vector: NDArray[np.float32] | None = None  # (dim,), unit length; where it was asked for
 
 
@@ -154,11 +154,11 @@ class Gallery(Protocol):
         """Declare the writing finished: build the search index where it pays, flush, put it on record."""
         ...
 
-    def payloads(self) -> Iterator[tuple[str, dict[str, Scalar]]]:
+    def payloads(self) -> Iterator[tuple[str, dict[str, Value]]]:
         """(id, payload) of every picture, in the order of ids."""
         ...
 
-    def payload(self, point_id: str) -> dict[str, Scalar] | None:
+    def payload(self, point_id: str) -> dict[str, Value] | None:
         """What is stored with one picture; None if the gallery does not hold it."""
         ...
 

@@ -11,7 +11,7 @@ from pocketlens_cloud.gallery.interface import Search
 from pocketlens_cloud.gallery.payload import Scalar
 
 STEP = 16  # an engine is asked for 16, 32, 64 ... hits: neighbouring pages are mostly cut from one and the same ranking
-MAX_DEPTH = 65_536  # hits an engine is asked for beyond what is wanted, to see the end of a run of equal scores
+MAX_DEPTH = 4096  # hits an engine is asked for beyond what is wanted, to see the end of a run of equal scores
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from pocketlens_wire.pictures import ENDINGS, MAX_FILE_BYTES, PictureSpec, fit, 
 from pocketlens_cloud.bundle import open_cloud_half
 from pocketlens_cloud.gallery.embedded import EmbeddedGallery
 from pocketlens_cloud.gallery.interface import Point
-from pocketlens_cloud.gallery.payload import Kind, Payload, Scalar, clip, learn
+from pocketlens_cloud.gallery.payload import Kind, Payload, Value, clip, learn
 from pocketlens_cloud.towers import ImageTower
 
 PAYLOAD_FILE = "payload.jsonl"
@@ -31,7 +31,7 @@ JOURNAL_FILE = "journal.jsonl"
 FILE_KEY = "file"  # payload key every indexed picture has: its path relative to the indexed folder
 
 Progress = Callable[[int, int], None]  # files dealt with, files in all
-Labels = dict[str, Scalar]
+Labels = dict[str, Value]
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
