@@ -138,7 +138,7 @@ class Service:
             total_ms=question.check_ms + (ended - question.checked_at) * 1e3,
         )
         # Neither tokens nor words are logged: both tell what a person looked for.
-        log.info(
+        log.debug(
             "%s %s k=%d hits=%d %.1f ms",
             self._manifest.token_space,
             question.plan.mode,

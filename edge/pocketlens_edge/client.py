@@ -26,11 +26,13 @@ from pocketlens_edge.answers import ENVELOPE_BYTES, Answer, Hit, answer_of
 from pocketlens_edge.connection import (
     ATTEMPTS,
     Tls,
+    Trace,
     check_server,
     key_metadata,
     open_async_channel,
     open_channel,
     plain_error,
+    trace_metadata,
 )
 from pocketlens_edge.questions import Mode, Scalar, question
 
@@ -61,6 +63,7 @@ class Client:
         encoding: how tokens travel.
         tls: how the connection is encrypted; None: not at all.
         api_key: what a server that asks for keys knows this device by; sent only encrypted, or within this machine.
+        trace: gives the W3C traceparent that a question is sent with, such as `traces.traceparent`; None: none.
         channel: a ready gRPC channel to use instead of opening one to `server`; the caller closes it, and answers for
             who can read a key that goes through it.
     """
@@ -76,11 +79,12 @@ class Client:
         encoding: Encoding = Encoding.INT8,
         tls: Tls | None = None,
         api_key: ApiKey | str | None = None,
+        trace: Trace | None = None,
         channel: grpc.Channel | None = None,
     ) -> None:
         self.token_space, self.encoder_id = _ids(encoder, token_space, encoder_id)
         self.server, self.timeout_s, self.encoding = str(server), _positive(timeout_s), encoding
-        self._remote = _Remote(server, timeout_s, tls, api_key, channel) if isinstance(server, str) else None
+        self._remote = _Remote(server, timeout_s, tls, api_key, trace, channel) if isinstance(server, str) else None
         self._answerer = self._remote or cast("Answerer", server)
 
     def __enter__(self) -> Self:
@@ -154,11 +158,12 @@ class AsyncClient:
         encoding: Encoding = Encoding.INT8,
         tls: Tls | None = None,
         api_key: ApiKey | str | None = None,
+        trace: Trace | None = None,
         channel: grpc.aio.Channel | None = None,
     ) -> None:
         self.token_space, self.encoder_id = _ids(encoder, token_space, encoder_id)
         self.server, self.timeout_s, self.encoding = str(server), _positive(timeout_s), encoding
-        self._remote = _AsyncRemote(server, timeout_s, tls, api_key, channel) if isinstance(server, str) else None
+        self._remote = _AsyncRemote(server, timeout_s, tls, api_key, trace, channel) if isinstance(server, str) else None
         self._answerer = self._remote or _InThread(cast("Answerer", server))
 
     async def __aenter__(self) -> Self:
@@ -238,9 +243,15 @@ class _Remote:
     """An Answerer behind a channel."""
 
     def __init__(
-        self, server: str, timeout_s: float, tls: Tls | None, key: ApiKey | str | None, channel: grpc.Channel | None
+        self,
+        server: str,
+        timeout_s: float,
+        tls: Tls | None,
+        key: ApiKey | str | None,
+        trace: Trace | None,
+        channel: grpc.Channel | None,
     ) -> None:
-        self._server, self._timeout_s, self._tls = server, timeout_s, tls
+        self._server, self._timeout_s, self._tls, self._trace = server, timeout_s, tls, trace
         self._metadata = key_metadata(key, server, encrypted=bool(tls or channel))
         self._channel = channel or open_channel(server, tls)
         self._owns_channel = channel is None
@@ -258,7 +269,7 @@ class _Remote:
 
     def _call(self, method: grpc.UnaryUnaryMultiCallable[Request, Reply], request: Request) -> Reply:
         try:
-            return method(request, timeout=self._timeout_s, metadata=self._metadata)
+            return method(request, timeout=self._timeout_s, metadata=(*self._metadata, *trace_metadata(self._trace)))
         except grpc.RpcError as error:
             failed = cast("grpc.Call", error)
             raise plain_error(failed, server=self._server, timeout_s=self._timeout_s, tls=self._tls) from None
@@ -268,9 +279,15 @@ class _AsyncRemote:
     """The same in asyncio. Its channel is opened by the first question, as a channel belongs to an event loop."""
 
     def __init__(
-        self, server: str, timeout_s: float, tls: Tls | None, key: ApiKey | str | None, channel: grpc.aio.Channel | None
+        self,
+        server: str,
+        timeout_s: float,
+        tls: Tls | None,
+        key: ApiKey | str | None,
+        trace: Trace | None,
+        channel: grpc.aio.Channel | None,
     ) -> None:
-        self._server, self._timeout_s, self._tls = server, timeout_s, tls
+        self._server, self._timeout_s, self._tls, self._trace = server, timeout_s, tls, trace
         self._metadata = key_metadata(key, server, encrypted=bool(tls or channel))
         self._channel = channel
         self._owns_channel = channel is None
@@ -296,7 +313,7 @@ class _AsyncRemote:
 
     async def _call(self, method: Callable[..., Awaitable[Reply]], request: Message) -> Reply:
         try:
-            return await method(request, timeout=self._timeout_s, metadata=self._metadata)
+            return await method(request, timeout=self._timeout_s, metadata=(*self._metadata, *trace_metadata(self._trace)))
         except grpc.aio.AioRpcError as failed:
             raise plain_error(failed, server=self._server, timeout_s=self._timeout_s, tls=self._tls) from None
         except asyncio.CancelledError:

@@ -49,6 +49,7 @@ _SERVICE_CONFIG = {
 }
 
 _File: TypeAlias = "str | os.PathLike[str]"
+Trace: TypeAlias = "Callable[[], str]"  # gives a traceparent, a new one for each question
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +85,11 @@ def key_metadata(key: ApiKey | str | None, server: str, *, encrypted: bool) -> t
     return held.metadata()
 
 
+def trace_metadata(trace: Trace | None) -> tuple[tuple[str, str], ...]:
+    """What goes with one call so that it can be followed."""
+    return () if trace is None else ((HEADER, trace()),)
+
+
 def open_channel(server: str, tls: Tls | None = None) -> grpc.Channel:
     """A channel with our retries and message caps; it connects on first use.
 
@@ -113,7 +119,8 @@ def plain_error(
     failed: grpc.Call | grpc.aio.AioRpcError, *, server: str, timeout_s: float, tls: Tls | None
 ) -> PocketlensError:
     """The error for a failed call, in plain words. Returned, not raised."""
-    kind = dict(failed.trailing_metadata() or ()).get(KIND_METADATA)
+    told = dict(failed.trailing_metadata() or ())
+    kind, request = told.get(KIND_METADATA), told.get("x-request-id")
     details = failed.details() or ""
     error = error_from_status(failed.code(), details, str(kind))
     match error:
@@ -121,6 +128,8 @@ def plain_error(
             return TooLate(f"{server}, {timeout_s:g} s allowed: {error}")
         case Unavailable():
             return Unavailable(f"{server}: {_why_no_connection(server, details, tls) or error}{_hint(details, tls)}")
+        case ServerFault() if request:
+            return ServerFault(f"{server}: {error} It calls this request `{str(request)}`.")
         case Overloaded() | ServerFault():
             return type(error)(f"{server}: {error}")
         case _:

@@ -1,6 +1,7 @@
-"""`pocketlens-cloud serve`: flags, what is opened before anything listens, signals."""
+"""`pocketlens-cloud serve`: flags, what is opened before anything listens, signals.
 
-import logging
+Where the flags' values come from besides the command line is settings.py's."""
+
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
@@ -8,6 +9,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pocketlens_cloud.cli.operating import (
+    ConfigFile,
+    DrainS,
+    InsecureMetrics,
+    LogFormat,
+    LogLevel,
+    MetricsAt,
+    Reflection,
+    address,
+    monitor_of,
+    open_operations,
+    start_log,
+)
 from pocketlens_cloud.cli.root import Bundle, Precision, app, err, out, plain_errors
 from pocketlens_cloud.cli.security import (
     AuditLog,
@@ -21,17 +35,18 @@ from pocketlens_cloud.cli.security import (
     guard_host,
     open_security,
 )
+from pocketlens_cloud.cli.settings import ENVIRONMENT, Settings
 
 if TYPE_CHECKING:
     from pocketlens_cloud.compose import Composer
     from pocketlens_cloud.gallery.embedded import EmbeddedGallery
     from pocketlens_cloud.gallery.interface import Gallery
     from pocketlens_cloud.service import Service
-    from pocketlens_cloud.serving.batching import Limits
     from pocketlens_cloud.serving.front import Front
+    from pocketlens_cloud.serving.operations import Operations
 
 
-@app.command()
+@app.command(context_settings={"auto_envvar_prefix": ENVIRONMENT})
 def serve(
     gallery: Annotated[Path, typer.Option(help="Gallery directory made by `index`.")],
     bundle: Bundle = None,
@@ -65,7 +80,13 @@ def serve(
         Path | None,
         typer.Option(help="Folder that was indexed, so that the page can show the hits.", show_default=False),
     ] = None,
-    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+    metrics: MetricsAt = None,
+    insecure_metrics: InsecureMetrics = False,
+    reflection: Reflection = False,
+    drain_s: DrainS = 0.0,
+    log_level: LogLevel = "info",
+    log_format: LogFormat = "text",
+    config: ConfigFile = None,
 ) -> None:
     """Answer composed queries over gRPC until SIGTERM or Ctrl-C.
 
@@ -83,12 +104,15 @@ def serve(
 
     pocketlens-cloud serve --gallery ./gallery --host 0.0.0.0 --tls-cert cert.pem --tls-key key.pem --keys keys.json
 
+    pocketlens-cloud serve --config serve.toml --metrics 127.0.0.1:9464 --drain-s 5
+
     Certificates and keys are followed while it runs: replace the files, and the next connection or call meets the new.
+    An option that is not given comes from the environment (POCKETLENS_SERVE_PORT for --port), then from the file of
+    --config; `pocketlens-cloud config` shows what that makes.
     """
-    if log_level.upper() not in logging.getLevelNamesMapping():
-        raise typer.BadParameter("use debug, info, warning or error", param_hint="--log-level")
-    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    asked = Settings(**{name: value for name, value in locals().items() if name != "config"})
     with plain_errors():
+        start_log(asked)
         security = open_security(
             certificate=tls_cert,
             key=tls_key,
@@ -101,34 +125,21 @@ def serve(
         guard_host(host, security)
         if pictures and not web:
             raise typer.BadParameter("is for the page: give --web too", param_hint="--pictures")
-        page = _address(web) if web else None
+        page = address(web, "--web") if web else None
         if page:
             guard_host(page[0], security)
-        _serve(gallery, bundle, host, port, threads, precision, runs, remember, ready_file, page, pictures, security)
+        _serve(asked, security, page, monitor_of(asked))
 
 
-def _address(text: str) -> tuple[str, int]:
-    """HOST:PORT or [HOST]:PORT as its two parts."""
-    host, _, port = text.rpartition(":")
-    bracketed = host.startswith("[") and host.endswith("]")
-    if not host or not port.isdecimal() or int(port) > 65535 or (":" in host and not bracketed):
-        raise typer.BadParameter(f"{text} is not HOST:PORT, as in 127.0.0.1:8080", param_hint="--web")
-    return host.strip("[]"), int(port)
-
-
-def _serve(
-    gallery: Path, bundle: Path | None, host: str, port: int, threads: int, precision: str, runs: int | None,
-    remember: int, ready_file: Path | None, page: tuple[str, int] | None, pictures: Path | None,
-    security: Security,
-) -> None:  # fmt: skip
+def _serve(asked: Settings, security: Security, page: tuple[str, int] | None, monitor: tuple[str, int] | None) -> None:
     """Load gallery and models side by side, then serve until told to stop."""
     from concurrent.futures import ThreadPoolExecutor
 
-    if ready_file:
-        ready_file.unlink(missing_ok=True)  # one that was killed could not
+    if asked.ready_file:
+        asked.ready_file.unlink(missing_ok=True)  # one that was killed could not
     with ThreadPoolExecutor(2) as pool:
-        opening = pool.submit(_open_gallery, gallery)
-        loading = pool.submit(_load_composer, bundle, threads, precision)
+        opening = pool.submit(_open_gallery, asked.gallery)
+        loading = pool.submit(_load_composer, asked)
         from pocketlens_cloud.service import Service  # grpc loads meanwhile
 
     with opening.result() as held:
@@ -136,7 +147,7 @@ def _serve(
         service = Service(composer, held)
         if not held.settled:
             err.print(
-                f"warning: an indexing of {gallery} did not reach its end; run it again",
+                f"warning: an indexing of {asked.gallery} did not reach its end; run it again",
                 style="yellow",
                 markup=False,
             )
@@ -144,13 +155,10 @@ def _serve(
             f"{held.size} pictures, token space {composer.manifest.token_space}, "
             f"gallery space {held.gallery_space}, {composer.provider}"
         )
-        beside = _page(service, held, bundle, page, pictures, security) if page else None
-        from pocketlens_cloud.runtime import cores
-        from pocketlens_cloud.serving.batching import Limits
-
-        batch = Limits(runs=runs or max(1, cores() // threads), kept=remember)
+        operations = open_operations(asked, monitor, service, composer, held)
+        beside = _page(asked, page, service, held, security, operations) if page else None
         with security.audit or nullcontext():
-            _run(service, host, port, ready_file, facts, beside, batch, security)
+            _run(asked, service, facts, operations, beside, security)
 
 
 def _open_gallery(path: Path) -> "EmbeddedGallery":
@@ -159,57 +167,62 @@ def _open_gallery(path: Path) -> "EmbeddedGallery":
     return EmbeddedGallery.open(path)
 
 
-def _load_composer(bundle: Path | None, threads: int | None, precision: str) -> "Composer":
-    from pocketlens_wire.bundle import default_bundle
-
+def _load_composer(asked: Settings) -> "Composer":
     from pocketlens_cloud.compose import Composer
 
-    return Composer.load(bundle or default_bundle(), threads=threads, precision=precision)
+    return Composer.load(asked.bundle_folder, threads=asked.threads, precision=asked.precision)
 
 
 def _page(
+    asked: Settings,
+    at: tuple[str, int],
     service: "Service",
     gallery: "Gallery",
-    bundle: Path | None,
-    at: tuple[str, int],
-    pictures: Path | None,
     security: Security,
+    operations: "Operations",
 ) -> "Callable[[Front], AbstractAsyncContextManager[None]]":
     """The gateway, opened: what it lacks is said before anything listens."""
-    from pocketlens_wire.bundle import default_bundle
-
     from pocketlens_cloud.serving import gateway
     from pocketlens_cloud.serving.thumbnails import Thumbnails
 
     host, port = at
-    site = gateway.open_site(service, bundle or default_bundle(), Thumbnails(gallery, pictures) if pictures else None)
+    thumbnails = Thumbnails(gallery, asked.pictures) if asked.pictures else None
+    site = gateway.open_site(service, asked.bundle_folder, thumbnails)
 
     def on_ready(bound: int) -> None:
         name = f"[{host}]" if ":" in host else host
-        shown = "" if pictures else "; without --pictures it shows no pictures"
+        shown = "" if asked.pictures else "; without --pictures it shows no pictures"
         out.print(f"page on http{'s' if security.tls else ''}://{name}:{bound}/{shown}", markup=False, highlight=False)
 
     if security.keys:
         err.print("note: the page has no field for a key; a proxy before it must add one", markup=False)
     encryption = security.tls.context() if security.tls else None
-    door = security.door()
+    door, observer = security.door(), operations.observer
     return lambda front: gateway.serving(
-        front, site, host=host, port=port, on_ready=on_ready, door=door, encryption=encryption
+        front, site, host=host, port=port, on_ready=on_ready, door=door, encryption=encryption, observer=observer
     )
 
 
 def _run(
-    service: "Service", host: str, port: int, ready_file: Path | None, facts: str,
-    beside: "Callable[[Front], AbstractAsyncContextManager[None]] | None", batch: "Limits", security: Security,
-) -> None:  # fmt: skip
+    asked: Settings,
+    service: "Service",
+    facts: str,
+    operations: "Operations",
+    page: "Callable[[Front], AbstractAsyncContextManager[None]] | None",
+    security: Security,
+) -> None:
     import asyncio
     import signal
 
+    from pocketlens_cloud.runtime import cores
     from pocketlens_cloud.serving import server
+    from pocketlens_cloud.serving.batching import Limits
     from pocketlens_cloud.serving.door import DoorInterceptor
 
+    ready_file = asked.ready_file
+
     def on_ready(bound: int) -> None:
-        address = f"[{host}]:{bound}" if ":" in host else f"{host}:{bound}"
+        address = f"[{asked.host}]:{bound}" if ":" in asked.host else f"{asked.host}:{bound}"
         if ready_file:
             beside = ready_file.with_name(f"{ready_file.name}.new")
             beside.write_text(address, encoding="utf-8")
@@ -217,21 +230,40 @@ def _run(
         out.print(f"ready on {address}: {facts}", markup=False, highlight=False)
 
     async def until_told() -> None:
-        stop = asyncio.Event()
+        told, hurry, stop = asyncio.Event(), asyncio.Event(), asyncio.Event()
         loop = asyncio.get_running_loop()
+
+        def hear(number: int) -> None:
+            if told.is_set() or number == signal.SIGINT:  # Ctrl-C, or told twice: no time to drain
+                hurry.set()
+            told.set()
+
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop.set))
-        await server.run(
-            service,
-            host=host,
-            port=port,
-            on_ready=on_ready,
-            stop=stop,
-            beside=beside,
-            batch=batch,
-            credentials=security.tls.credentials() if security.tls else None,
-            interceptors=[DoorInterceptor(security.door())],
-        )
+            signal.signal(number, lambda number, _: loop.call_soon_threadsafe(hear, number))
+
+        async def leave() -> None:
+            try:
+                await told.wait()
+                await operations.leave(asked.drain_s, hurry)
+            finally:
+                stop.set()
+
+        leaving = asyncio.create_task(leave())
+        try:
+            await server.run(
+                service,
+                host=asked.host,
+                port=asked.port,
+                on_ready=on_ready,
+                stop=stop,
+                beside=operations.beside(page),
+                batch=Limits(runs=asked.runs or max(1, cores() // asked.threads), kept=asked.remember),
+                credentials=security.tls.credentials() if security.tls else None,
+                interceptors=[*operations.interceptors, DoorInterceptor(security.door())],
+                further=operations.further,
+            )
+        finally:
+            leaving.cancel()
 
     try:
         asyncio.run(until_told())

@@ -81,6 +81,12 @@ class Batcher:
         self._tokens_per_s = 0.0
         self.waiting_tokens = 0  # in rows no run has begun with
         self.counts = Counts()
+        self.on_run: Callable[[int], None] = lambda _rows: None  # told of each run, with its number of rows
+
+    @property
+    def waiting(self) -> int:
+        """Rows no run has begun with."""
+        return len(self._waiting)
 
     @property
     def expected_wait_s(self) -> float:
@@ -201,6 +207,7 @@ class Batcher:
     def _account(self, lengths: list[int], took_s: float) -> None:
         tokens = sum(lengths)
         self.counts.runs += 1
+        self.on_run(len(lengths))
         self.counts.rows += len(lengths)
         self.counts.tokens += tokens
         self.counts.padding += len(lengths) * max(lengths) - tokens

@@ -44,8 +44,10 @@ from starlette.types import Message as Event
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from pocketlens_cloud.service import Service
+from pocketlens_cloud.serving.calls import headers_back
 from pocketlens_cloud.serving.door import Call, Door
 from pocketlens_cloud.serving.front import Front
+from pocketlens_cloud.serving.observe import Observer, note
 from pocketlens_cloud.serving.server import GRACE_S, MAX_SENTENCE, is_loopback
 from pocketlens_cloud.serving.thumbnails import NoPicture, Thumbnails
 
@@ -139,6 +141,7 @@ async def serving(
     on_ready: Callable[[int], None],
     door: Door | None = None,
     encryption: ssl.SSLContext | None = None,
+    observer: Observer | None = None,
 ) -> AsyncIterator[None]:
     """Serve over HTTP until left, then finish what is in flight; `on_ready` gets the port. `door`: what questions
     pass; without `encryption` it is plain http.
@@ -146,7 +149,7 @@ async def serving(
     Raises ServerFault if the port cannot be had."""
     with ThreadPoolExecutor(DRAWERS, "thumbnail") as pool, _listening(host, port) as bound:
         config = uvicorn.Config(
-            application(front, site, pool, host=host, door=door),
+            application(front, site, pool, host=host, door=door, observer=observer),
             http=_Hurried,
             ws="none",
             lifespan="off",
@@ -170,14 +173,24 @@ async def serving(
             await task
 
 
-def application(front: Front, site: Site, pool: ThreadPoolExecutor, *, host: str, door: Door | None = None) -> ASGIApp:
+def application(
+    front: Front,
+    site: Site,
+    pool: ThreadPoolExecutor,
+    *,
+    host: str,
+    door: Door | None = None,
+    observer: Observer | None = None,
+) -> ASGIApp:
     """The ASGI application; `host` is what it listens on. Page and encoder pass no door: nothing of the gallery's
     is in them, and a browser asks for them before it could have a key."""
-    door = door or Door()
+    door, observer = door or Door(), observer or Observer()
     pictures = _pictures(site.thumbnails, pool)
+    search = _behind(door, "/v1/search", _search(front))
+    describe = _behind(door, "/v1/describe", _describe(front))
     routes = [
-        Route("/v1/search", _answering(_behind(door, "/v1/search", _search(front))), methods=["POST"]),
-        Route("/v1/describe", _answering(_behind(door, "/v1/describe", _describe(front))), methods=["POST"]),
+        Route("/v1/search", _answering(_observed(observer, "Search", search)), methods=["POST"]),
+        Route("/v1/describe", _answering(_observed(observer, "Describe", describe)), methods=["POST"]),
         Route("/v1/pictures/{id}", _answering(_behind(door, "/v1/pictures", pictures)), methods=["GET"]),
         *(Route(f"/v1/bundle/{name}", _answering(_file(path)), methods=["GET"]) for name, path in site.bundle.items()),
         *(Route(f"/{name}", _answering(_file(path)), methods=["GET"]) for name, path in site.page.items()),
@@ -205,13 +218,30 @@ def _behind(door: Door, method: str, endpoint: Endpoint) -> Endpoint:
     return behind
 
 
+def _observed(observer: Observer, method: str, endpoint: Endpoint) -> Endpoint:
+    async def answer(request: Request) -> Response:
+        with observer.around(method, "http", request.headers) as observed:
+            try:
+                return await endpoint(request)
+            except _Refusal:
+                observed.call.kind = "BadQuery"
+                raise
+            except ClientDisconnect:
+                observed.call.kind = "Cancelled"
+                raise
+
+    return answer
+
+
 def _search(front: Front) -> Endpoint:
     async def search(request: Request) -> Response:
         until = time.monotonic() + QUESTION_S
         asked = await _message(request, pb.SearchRequest)
         try:
             async with asyncio.timeout(until - time.monotonic()):
-                return _protobuf(await front.ask(asked, until))
+                reply = await front.ask(asked, until)
+                note(asked, reply)
+                return _protobuf(reply)
         except TimeoutError:
             raise TooLate(f"the answer took more than the {QUESTION_S:g} s that a question has") from None
 
@@ -293,7 +323,8 @@ async def _body(request: Request) -> bytes:
 
 
 def _protobuf(message: Message) -> Response:
-    return Response(message.SerializeToString(), media_type=PROTOBUF, headers={"Cache-Control": "no-store"})
+    headers = {"Cache-Control": "no-store", **dict(headers_back())}
+    return Response(message.SerializeToString(), media_type=PROTOBUF, headers=headers)
 
 
 # --- errors
@@ -338,7 +369,7 @@ def _advice(error: PocketlensError) -> dict[str, str]:
 
 def _saying(status: int, error: PocketlensError, headers: Mapping[str, str] | None = None) -> Response:
     said = {"kind": type(error).__name__, "message": str(error)[:MAX_SENTENCE]}
-    return JSONResponse(said, status, headers={"Cache-Control": "no-store", **(headers or {})})
+    return JSONResponse(said, status, headers={"Cache-Control": "no-store", **dict(headers_back()), **(headers or {})})
 
 
 # --- the transport

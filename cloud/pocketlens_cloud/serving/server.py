@@ -29,6 +29,7 @@ from pocketlens_wire.errors import (
 from pocketlens_wire.v1 import retrieval_pb2 as pb
 
 from pocketlens_cloud.service import Service
+from pocketlens_cloud.serving import calls
 from pocketlens_cloud.serving.batching import Limits
 from pocketlens_cloud.serving.front import HANDS, Front
 
@@ -168,7 +169,7 @@ def _answering(
 
 async def abort(context: Any, error: PocketlensError) -> NoReturn:
     """End a call with the status, sentence and kind of `error`."""
-    told = [(KIND_METADATA, type(error).__name__)]
+    told = [(KIND_METADATA, type(error).__name__), *calls.headers_back()]
     if isinstance(error, Overloaded):
         # Ours, and the name by which gRPC's own retries know it.
         wait_ms = str(round(error.retry_after_s * 1e3))

@@ -1,0 +1,128 @@
+"""Where the options of `serve` come from: the command line, the environment, a file, their defaults; in this order.
+
+Owns the file's form, the environment's names, and the refusal of names that are none. Types and ranges are the
+options' own (serve.py): whatever the source, a value is read as on the command line."""
+
+import os
+import re
+import tomllib
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Final
+
+import typer
+
+ENVIRONMENT: Final = "POCKETLENS_SERVE"  # and _ and the option's name, as in POCKETLENS_SERVE_PORT
+MASK: Final = "********"
+_SECRET: Final = re.compile(r"(^|_)(secret|password|api_key|token)$")
+_SOURCES: Final = {"COMMANDLINE": "command line", "ENVIRONMENT": "environment", "DEFAULT_MAP": "file"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The options of `serve`, wherever they came from; what each means is said where it is declared."""
+
+    gallery: Path
+    bundle: Path | None
+    host: str
+    port: int
+    threads: int
+    precision: str
+    runs: int | None
+    remember: int
+    ready_file: Path | None
+    insecure_listen: bool
+    tls_cert: Path | None
+    tls_key: Path | None
+    client_ca: Path | None
+    keys: Path | None
+    audit_log: str | None
+    audit_searches: bool
+    web: str | None
+    pictures: Path | None
+    metrics: str | None
+    insecure_metrics: bool
+    reflection: bool
+    drain_s: float
+    log_level: str
+    log_format: str
+
+    @property
+    def bundle_folder(self) -> Path:
+        """The bundle that was named, else the default one."""
+        from pocketlens_wire.bundle import default_bundle
+
+        return self.bundle or default_bundle()
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One option and where its value comes from: command line, environment, file or default."""
+
+    name: str
+    value: Any
+    source: str
+
+
+def read_config(context: typer.Context, file: Path | None) -> Path | None:
+    """Callback of --config, which is read before every other option: take the file's values as defaults.
+
+    Raises BadParameter for a file that cannot be read, and for a name, there or in the environment, that is none."""
+    names = {str(each.name) for each in context.command.params} - {"config", "help"}
+    _check_environment(names | {"config"})
+    if file is not None:
+        context.default_map = _defaults(file, names)
+    return file
+
+
+def effective(context: typer.Context) -> list[Setting]:
+    """Every option with its value, secrets masked."""
+    found: list[Setting] = []
+    for each in context.command.params:
+        name = str(each.name)
+        if name == "help":
+            continue
+        source = context.get_parameter_source(name)
+        value = context.params.get(name)
+        if value and (_SECRET.search(name) or getattr(each, "hide_input", False)):
+            value = MASK
+        found.append(Setting(name.replace("_", "-"), value, _SOURCES.get(source.name if source else "", "default")))
+    return found
+
+
+def _defaults(file: Path, names: set[str]) -> dict[str, Any]:
+    try:
+        told = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise _refused(f"{file}: cannot be read ({error.strerror})") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise _refused(f"{file}: is not TOML: {error}") from error
+    defaults: dict[str, Any] = {}
+    for key, value in told.items():
+        name = key.replace("-", "_")
+        if name not in names:
+            raise _refused(f"{file}: {key} is no option of serve{_nearest(name, names)}")
+        if name in defaults:
+            raise _refused(f"{file}: {key} is named twice")
+        if isinstance(value, dict):
+            raise _refused(f"{file}: {key} is a table; options are plain values, as in `port = 50551`")
+        defaults[name] = value
+    return defaults
+
+
+def _check_environment(names: set[str]) -> None:
+    known = {f"{ENVIRONMENT}_{name.upper()}" for name in names}
+    for variable in os.environ:
+        if variable.startswith(f"{ENVIRONMENT}_") and variable not in known:
+            raise _refused(f"${variable} is no option of serve{_nearest(variable, known)}")
+
+
+def _nearest(name: str, names: set[str]) -> str:
+    near = get_close_matches(name, names, n=1, cutoff=0.0)
+    said = near[0] if near[0].startswith(ENVIRONMENT) else near[0].replace("_", "-")
+    return f"; did you mean {said}?" if near else ""
+
+
+def _refused(message: str) -> typer.BadParameter:
+    return typer.BadParameter(message, param_hint="--config")

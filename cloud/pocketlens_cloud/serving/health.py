@@ -1,0 +1,180 @@
+"""Health that is earned: green only after a question of known answer came back right.
+
+The canary (canary.py) goes the way of every question: queue, text tower, heads, gallery. So a gallery that does not
+answer, a tower that raises or computes something else, and a queue that stands still all show. Owns when it is asked
+and what is said; reached over gRPC (grpc.health.v1) and, through monitoring.py, over HTTP. The only file that imports
+grpc_health."""
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Final, final
+
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as grpc_health
+from pocketlens_wire.errors import GalleryError, Overloaded, ServerFault, TooLate
+from pocketlens_wire.v1 import retrieval_pb2 as pb
+
+from pocketlens_cloud.serving import metrics
+from pocketlens_cloud.serving.canary import Canary
+
+log = logging.getLogger(__name__)
+
+SERVICES: Final = ("", pb.DESCRIPTOR.services_by_name["Retrieval"].full_name)
+EVERY_S: Final = 1.0  # between canaries, so that red comes within two seconds also where nobody asks
+GAP_S: Final = 0.25  # between canaries at least, and while health is red
+CANARY_S: Final = 1.0  # a canary later than this has found the server busy, or dead
+STUCK_S: Final = 5.0  # busy, but nothing answered for so long: dead
+STILL_S: Final = 15.0  # the event loop has not turned for so long: the process is beyond help
+
+_Status = health_pb2.HealthCheckResponse.ServingStatus
+Ask = Callable[[pb.SearchRequest], Awaitable[pb.SearchReply]]
+
+
+@final
+class Health:
+    """What this server says of itself. Lives in one event loop; `ready`, `alive` and `why` may be read anywhere."""
+
+    def __init__(self, canary: Canary, *, every_s: float = EVERY_S, on_pass: Callable[[], None] = lambda: None) -> None:
+        """on_pass: told after each canary that passed."""
+        self._canary, self._every_s, self._on_pass = canary, every_s, on_pass
+        self._leaving = False
+        self._why = "no canary has been asked yet"
+        self._doubt, self._gone = asyncio.Event(), asyncio.Event()
+        self._turned = self._answered = time.monotonic()
+        self._hand = ThreadPoolExecutor(1, "canary")  # one, so that a gallery that hangs does not take many
+        self._servicer = grpc_health.HealthServicer()
+        self._said: bool | None = None
+
+    # --- what others read and tell
+
+    @property
+    def why(self) -> str:
+        """Why it is not ready; empty if it is."""
+        return self._why
+
+    @property
+    def ready(self) -> bool:
+        return not self._why
+
+    @property
+    def alive(self) -> bool:
+        return time.monotonic() - self._turned < STILL_S
+
+    def note_answer(self) -> None:
+        """A question was answered: whoever is slow is not dead."""
+        self._answered = time.monotonic()
+
+    def doubt(self) -> None:
+        """Something failed: ask a canary at once."""
+        self._doubt.set()
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        health_pb2_grpc.add_HealthServicer_to_server(_UntilGone(self._servicer, self._gone), server)
+
+    # --- its life
+
+    @asynccontextmanager
+    async def watching(self, ask: Ask) -> AsyncIterator[None]:
+        """Canaries as long as this is held; the first has come back when it is entered."""
+        await self._tell(healthy=False)
+        await self._try(ask)
+        task = asyncio.create_task(self._keep_trying(ask))
+        try:
+            yield
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+            self._hand.shutdown(wait=False, cancel_futures=True)
+
+    async def leave(self, drain: Awaitable[object]) -> None:
+        """Say first that this server goes, then let `drain` end, then let those who watch go."""
+        self._leaving = True
+        await self._say("the server is leaving")
+        await drain
+        self._gone.set()
+
+    async def _keep_trying(self, ask: Ask) -> None:
+        while True:
+            await asyncio.sleep(GAP_S)  # however much there is to doubt
+            if self.ready:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._doubt.wait(), self._every_s - GAP_S)
+            self._doubt.clear()
+            self._turned = time.monotonic()
+            await self._try(ask)
+
+    async def _try(self, ask: Ask) -> None:
+        """One canary, and what follows from it."""
+        began = time.perf_counter()
+        outcome, why = "passed", ""
+        try:
+            async with asyncio.timeout(CANARY_S):
+                await self._ask(ask)
+        except (TimeoutError, TooLate, Overloaded):
+            outcome, why = "busy", self._why
+            if time.monotonic() - self._answered > STUCK_S:
+                why = f"no question has been answered for {STUCK_S:g} s"
+        except (GalleryError, ServerFault) as error:
+            outcome, why = "failed", f"the canary failed: {error}"
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is what askers would meet
+            outcome, why = "failed", f"the canary failed: {type(error).__name__}: {error}"
+        metrics.observe_canary(outcome, time.perf_counter() - began)
+        if outcome == "passed":
+            self.note_answer()
+            self._on_pass()
+        await self._say(why)
+
+    async def _ask(self, ask: Ask) -> None:
+        """Raises ServerFault for a wrong answer, and whatever question and gallery raise."""
+        expected = await asyncio.get_running_loop().run_in_executor(self._hand, self._canary.expected)
+        reply = await ask(self._canary.question())
+        came = reply.hits[0].score if reply.hits else math.nan
+        if not abs(came - expected) <= self._canary.margin:  # so that NaN is wrong too
+            raise ServerFault(
+                f"its best hit has score {came:.4f}; {expected:.4f} was expected. `pocketlens-cloud doctor` tells more"
+            )
+
+    async def _say(self, why: str) -> None:
+        """Say `why` not, or with "" that all is well, wherever it is asked."""
+        if self._leaving:
+            why = "the server is leaving"
+        self._why = why
+        if (healthy := not why) is self._said:
+            return
+        if healthy:
+            log.info("healthy: the canary passed")
+        else:
+            log.log(logging.INFO if self._leaving else logging.ERROR, "not serving: %s", why)
+        self._said = healthy
+        await self._tell(healthy=healthy)
+
+    async def _tell(self, *, healthy: bool) -> None:
+        metrics.set_healthy(healthy=healthy)
+        for name in SERVICES:
+            await self._servicer.set(name, _Status.SERVING if healthy else _Status.NOT_SERVING)
+
+
+@final
+class _UntilGone(health_pb2_grpc.HealthServicer):
+    """The library's servicer, whose Watch would never end: a server that stops would wait for those who watch."""
+
+    def __init__(self, inner: grpc_health.HealthServicer, gone: asyncio.Event) -> None:
+        self._inner, self._gone = inner, gone
+
+    async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's names
+        return await self._inner.Check(request, context)
+
+    async def Watch(self, request: Any, context: Any) -> None:  # noqa: N802
+        tasks = {asyncio.ensure_future(self._inner.Watch(request, context)), asyncio.ensure_future(self._gone.wait())}
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()

@@ -1,0 +1,55 @@
+"""What a log line looks like: text for people, JSON for programs, each with the id of the call it belongs to.
+
+Words and tokens are logged nowhere: they tell what a person looked for. The only file that imports
+pythonjsonlogger."""
+
+import logging
+import logging.config
+from typing import Final
+
+from pocketlens_cloud.serving.calls import CURRENT
+
+FORMATS: Final = ("text", "json")
+
+
+def configure(level: str, form: str) -> None:
+    """Log to stderr from `level` (debug, info, warning, error) on, as `form` (one of FORMATS) says."""
+    logging.config.dictConfig(
+        {
+            "version": 1,
+            "disable_existing_loggers": False,
+            "filters": {"call": {"()": WithCall}},
+            "formatters": {
+                "text": {"format": "%(asctime)s %(levelname)s %(name)s:%(mark)s %(message)s"},
+                "json": {"()": _json},
+            },
+            "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": form, "filters": ["call"]}},
+            "root": {"level": level.upper(), "handlers": ["stderr"]},
+        }
+    )
+
+
+def _json() -> logging.Formatter:
+    """One JSON object a line: time (ISO 8601, UTC), level, logger, message, error (a traceback), and the extras."""
+    from pythonjsonlogger import core
+    from pythonjsonlogger.json import JsonFormatter
+
+    return JsonFormatter(
+        "%(levelname)s %(name)s %(message)s",
+        rename_fields={"levelname": "level", "name": "logger", "exc_info": "error"},
+        timestamp="time",
+        reserved_attrs=[*core.RESERVED_ATTRS, "mark"],
+    )
+
+
+class WithCall(logging.Filter):
+    """Adds the current call's ids to a record; lets every record pass."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        call = CURRENT.get()
+        record.mark = f" [{call.request_id}]" if call else ""
+        if call:
+            record.request_id = call.request_id
+            if call.trace_id:
+                record.trace_id = call.trace_id
+        return True
