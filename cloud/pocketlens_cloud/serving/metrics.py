@@ -96,6 +96,7 @@ for _outcome in OUTCOMES:
 for _name in STAGES:
     _stage.labels(_name)
 _requests.labels("Search", "grpc", "OK")
+_call.labels("Search")
 
 
 def call_began() -> None:
