@@ -7,7 +7,8 @@ import json
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -422,6 +423,10 @@ class RunningServer:
         assert self._ready.wait(10)
         self.channel = grpc.insecure_channel(self.address)
         self.stub = RetrievalStub(self.channel)
+
+    def run(self, work: Coroutine[Any, Any, Any]) -> Future[Any]:
+        """In the server's own event loop."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def tell_to_stop(self) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)

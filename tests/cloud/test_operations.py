@@ -1,5 +1,6 @@
 """What whoever runs a server relies on: health that is earned, figures that add up, ids, logs without words."""
 
+import asyncio
 import math
 import re
 import threading
@@ -8,6 +9,7 @@ import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +26,7 @@ from pocketlens_cloud.serving.canary import golden_canary
 from pocketlens_cloud.serving.operations import Operations
 from pocketlens_wire.tokens import Encoding, pack
 from pocketlens_wire.v1 import retrieval_pb2 as pb
+from pocketlens_wire.v1.retrieval_pb2_grpc import RetrievalStub
 
 SERVING, NOT_SERVING = (health_pb2.HealthCheckResponse.ServingStatus.Value(name) for name in ("SERVING", "NOT_SERVING"))
 
@@ -139,6 +142,40 @@ def test_a_server_that_cannot_answer_from_the_start_is_never_healthy(service, to
     with poisoned("wrong", monkeypatch), operated(service, toy, gallery, serve) as found:
         assert found.check() == NOT_SERVING
         assert "score" in found.get("/readyz")[1]
+
+
+# --- the end
+
+
+def test_no_call_fails_while_one_of_two_servers_leaves(service, toy, gallery, serve):
+    """Behind a balancer of the plain kind: a connection for each call, to whoever said last that it serves; nothing
+    is asked twice."""
+    with operated(service, toy, gallery, serve) as stays, operated(service, toy, gallery, serve) as leaves:
+        preferred, ended, answered = [leaves], threading.Event(), Counter()
+
+        def look_now_and_then() -> None:
+            while not ended.wait(0.1):
+                preferred[0] = leaves if leaves.operations.health.ready else stays
+
+        def ask_on() -> None:
+            while not ended.is_set():
+                at = preferred[0]
+                with grpc.insecure_channel(at.running.address, [("grpc.enable_retries", 0)]) as channel:
+                    code = status_of(lambda c=channel: RetrievalStub(c).Search(toy.request(), timeout=5))
+                answered[at is leaves, code] += 1
+
+        with ThreadPoolExecutor(3) as clients:
+            asking = [clients.submit(ask_on), clients.submit(ask_on), clients.submit(look_now_and_then)]
+            wait_for(lambda: answered[True, grpc.StatusCode.OK] > 20)
+            leaves.running.run(leaves.operations.leave(0.5, asyncio.Event())).result(5)
+            leaves.running.tell_to_stop()
+            assert leaves.running.ended.wait(5)
+            before_end = answered[False, grpc.StatusCode.OK]
+            wait_for(lambda: answered[False, grpc.StatusCode.OK] > before_end + 20)
+            ended.set()
+            for each in asking:
+                each.result(5)
+        assert {code for _, code in answered} == {grpc.StatusCode.OK}
 
 
 # --- figures
