@@ -163,7 +163,9 @@ class AsyncClient:
     ) -> None:
         self.token_space, self.encoder_id = _ids(encoder, token_space, encoder_id)
         self.server, self.timeout_s, self.encoding = str(server), _positive(timeout_s), encoding
-        self._remote = _AsyncRemote(server, timeout_s, tls, api_key, trace, channel) if isinstance(server, str) else None
+        self._remote = (
+            _AsyncRemote(server, timeout_s, tls, api_key, trace, channel) if isinstance(server, str) else None
+        )
         self._answerer = self._remote or _InThread(cast("Answerer", server))
 
     async def __aenter__(self) -> Self:
@@ -313,7 +315,9 @@ class _AsyncRemote:
 
     async def _call(self, method: Callable[..., Awaitable[Reply]], request: Message) -> Reply:
         try:
-            return await method(request, timeout=self._timeout_s, metadata=(*self._metadata, *trace_metadata(self._trace)))
+            return await method(
+                request, timeout=self._timeout_s, metadata=(*self._metadata, *trace_metadata(self._trace))
+            )
         except grpc.aio.AioRpcError as failed:
             raise plain_error(failed, server=self._server, timeout_s=self._timeout_s, tls=self._tls) from None
         except asyncio.CancelledError:

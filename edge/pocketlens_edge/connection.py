@@ -9,6 +9,7 @@ import json
 import os
 import re
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -27,6 +28,8 @@ from pocketlens_wire.errors import (
     error_from_status,
 )
 from pocketlens_wire.limits import MAX_REQUEST_BYTES
+
+from pocketlens_edge.traces import HEADER
 
 MAX_REPLY_BYTES = 4 * 1024 * 1024  # 1,000 hits with 4 KB of payload each
 ATTEMPTS = 4  # the first and three more: about 0.1, 0.2 and 0.4 s apart, enough for a server to restart
@@ -49,7 +52,7 @@ _SERVICE_CONFIG = {
 }
 
 _File: TypeAlias = "str | os.PathLike[str]"
-Trace: TypeAlias = "Callable[[], str]"  # gives a traceparent, a new one for each question
+Trace: TypeAlias = Callable[[], str]  # gives a traceparent, a new one for each question
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +132,7 @@ def plain_error(
         case Unavailable():
             return Unavailable(f"{server}: {_why_no_connection(server, details, tls) or error}{_hint(details, tls)}")
         case ServerFault() if request:
-            return ServerFault(f"{server}: {error} It calls this request `{str(request)}`.")
+            return ServerFault(f"{server}: {error} It calls this request `{request!s}`.")
         case Overloaded() | ServerFault():
             return type(error)(f"{server}: {error}")
         case _:

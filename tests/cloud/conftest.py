@@ -398,7 +398,7 @@ def _serving(service: Service, **seams: Any) -> Iterator[RunningServer]:
 
 
 class RunningServer:
-    """The real server in a thread of its own, and a stub to it. around: what `server.run` takes besides."""
+    """The real server in a thread of its own, and a stub to it."""
 
     def __init__(self, service: Service, **seams: Any) -> None:
         self._service, self._seams = service, seams  # seams: as server.run takes them

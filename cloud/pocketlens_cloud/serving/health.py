@@ -16,7 +16,7 @@ from typing import Any, Final, final
 
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio as grpc_health
+from grpc_health.v1.health import aio as grpc_health  # pyright: ignore[reportAttributeAccessIssue] - not in the stubs
 from pocketlens_wire.errors import GalleryError, Overloaded, ServerFault, TooLate
 from pocketlens_wire.v1 import retrieval_pb2 as pb
 

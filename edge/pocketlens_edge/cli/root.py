@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pocketlens_wire.api_key import ApiKey
     from rich.console import Console
 
@@ -141,6 +143,16 @@ ApiKeyFile = Annotated[
 ]
 
 
+FollowTrace = Annotated[
+    bool,
+    typer.Option(
+        "--trace",
+        envvar="POCKETLENS_TRACE",
+        help="Let the question be followed through the service, and print its trace's id.",
+    ),
+]
+
+
 def _version(asked: bool) -> None:
     if asked:
         from importlib.metadata import version
@@ -189,6 +201,18 @@ def tls_of(use: bool, ca: Path | None, certificate: Path | None, key: Path | Non
     from pocketlens_edge.connection import Tls
 
     return Tls(ca=ca, certificate=certificate, key=key)
+
+
+def trace_of(follow: bool) -> Callable[[], str] | None:
+    """What gives each question its trace and tells its id on stderr; None where none is to be followed."""
+    from pocketlens_edge.traces import trace_id, traceparent
+
+    def told() -> str:
+        parent = traceparent()
+        typer.echo(f"trace {trace_id(parent)}", err=True)
+        return parent
+
+    return told if follow else None
 
 
 def key_of(file: Path | None) -> ApiKey | None:

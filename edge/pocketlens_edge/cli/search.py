@@ -19,6 +19,7 @@ from pocketlens_edge.cli.root import (
     EncodingName,
     Engines,
     Filters,
+    FollowTrace,
     Json,
     ModeName,
     OutboxFolder,
@@ -41,6 +42,7 @@ from pocketlens_edge.cli.root import (
     picture_source,
     print_json,
     tls_of,
+    trace_of,
 )
 
 if TYPE_CHECKING:
@@ -119,6 +121,7 @@ def search(
     certificate: Certificate = None,
     key: CertificateKey = None,
     api_key_file: ApiKeyFile = None,
+    trace: FollowTrace = False,
     as_json: Json = False,
     threads: Threads = 1,
     precision: Precision = None,
@@ -167,6 +170,7 @@ def search(
             encoding=Encoding(encoding),
             tls=tls,
             api_key=api_key,
+            trace=trace_of(trace),
         )
         open_things.enter_context(client)
         request = client.question(tokens, text, top=top, mode=Mode(mode) if mode else None, where=where)
