@@ -22,7 +22,7 @@ from PIL import Image
 from pocketlens_cloud.cli import app
 from pocketlens_cloud.gallery.embedded import EmbeddedGallery
 from pocketlens_cloud.service import Service
-from pocketlens_cloud.serving import front, gateway, server
+from pocketlens_cloud.serving import front, gateway, metrics, server
 from pocketlens_cloud.serving.front import Front
 from pocketlens_cloud.serving.thumbnails import SIDE, NoPicture, Thumbnails
 from pocketlens_wire import errors, limits, manifest
@@ -595,3 +595,24 @@ def test_serve_refuses_what_it_cannot_serve(indexed, toy, tmp_path, monkeypatch,
 
 
 _open = gateway.open_site
+
+
+def test_questions_over_http_are_counted_and_named_as_those_over_grpc(gate, toy):
+    def ended() -> dict[str, float]:
+        told = metrics.read(metrics.exposition().decode())
+        counted = [(labels, count) for name, labels, count in told if name == "pocketlens_requests_total"]
+        return {f"{of['method']} {of['kind']}": count for of, count in counted if of["via"] == "http"}
+
+    before, named = ended(), PROTOBUF | {"X-Request-ID": "r-17"}
+    replies = [
+        gate.ask("POST", "/v1/search", toy.request().SerializeToString(), named),
+        gate.ask("POST", "/v1/search", toy.request(top=0).SerializeToString(), named),
+        gate.ask("POST", "/v1/search", b"", {"X-Request-ID": "r-17"}),  # 415, which HTTP has a status for
+        gate.ask("POST", "/v1/describe", b"", PROTOBUF),
+    ]
+    assert [reply.status for reply in replies] == [200, 400, 415, 200]
+    assert [reply.headers["x-request-id"] == "r-17" for reply in replies] == [True, True, True, False]
+    grown = {name: count - before.get(name, 0) for name, count in ended().items()}
+    assert {name: count for name, count in grown.items() if count} == {
+        "Search OK": 1, "Search BadQuery": 2, "Describe OK": 1,
+    }  # fmt: skip

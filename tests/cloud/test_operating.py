@@ -193,7 +193,7 @@ def test_top_where_nothing_is_told_is_plain(invoke):
 
 def test_the_settings_record_holds_every_option_of_serve():
     import typer
-    from pocketlens_cloud.cli.serve import Settings
+    from pocketlens_cloud.cli.settings import Settings
 
     options = {each.name for each in typer.main.get_command(app).commands["serve"].params}  # type: ignore[attr-defined]
     assert set(Settings.__dataclass_fields__) == options - {"config", "help"}
