@@ -93,8 +93,7 @@ _build = Info("pocketlens_build", "What runs: version, bundle, its spaces, execu
 
 for _outcome in OUTCOMES:
     _canaries.labels(_outcome)  # there from the start, so that a rate over them is never empty
-for _name in STAGES:
-    _stage.labels(_name)
+_stages = [(f"{stage}_ms", _stage.labels(stage)) for stage in STAGES]  # looked up once: it is asked for each question
 _requests.labels("Search", "grpc", "OK")
 _call.labels("Search")
 
@@ -112,8 +111,8 @@ def call_ended(method: str, via: str, kind: str, seconds: float) -> None:
 
 def observe_times(times: pb.StageTimes) -> None:
     """The stages of one answered question."""
-    for stage in STAGES:
-        _stage.labels(stage).observe(getattr(times, f"{stage}_ms") / 1e3)
+    for field, stage in _stages:
+        stage.observe(getattr(times, field) / 1e3)
 
 
 def observe_batch(size: int) -> None:

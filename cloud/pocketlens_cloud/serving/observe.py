@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 OURS: Final = "/pocketlens."  # health and reflection are asked all the time and tell nothing
 
 Handler = Callable[[Any, Any], Any]
+_STAGES_MS: Final = [f"{stage}_ms" for stage in metrics.STAGES]
 _CURRENT: Final[ContextVar["Observed | None"]] = ContextVar("observed", default=None)
 
 
@@ -64,7 +65,9 @@ class Observer:
         call = observed.call
         metrics.call_ended(call.method, call.via, call.kind, seconds)
         facts = {"method": call.method, "via": call.via, "kind": call.kind, "ms": round(seconds * 1e3, 2)}
-        log.info("%s %s %.1f ms", call.method, call.kind, seconds * 1e3, extra=facts | observed.facts)
+        # Who is turned away is counted; thousands of lines a second would take the time that is short already.
+        level = logging.DEBUG if call.kind == "Overloaded" else logging.INFO
+        log.log(level, "%s %s %.1f ms", call.method, call.kind, seconds * 1e3, extra=facts | observed.facts)
         observed.close()
         if call.kind == "OK":
             self._on_answer()
@@ -90,7 +93,7 @@ class Observed:
         if not isinstance(reply, pb.SearchReply):
             return
         metrics.observe_times(reply.times)
-        stages = {f"{name}_ms": round(getattr(reply.times, f"{name}_ms"), 2) for name in metrics.STAGES}
+        stages = {field: round(getattr(reply.times, field), 2) for field in _STAGES_MS}
         self.facts |= {"mode": pb.Mode.Name(reply.mode), "hits": len(reply.hits), **stages}
         if self._tracing:
             self._tracing.stages(self._span, reply.times)
