@@ -49,6 +49,7 @@ GCCollector(registry=_registry)
 _requests = Counter(
     "pocketlens_requests", "Calls that ended, by how they ended.", ["method", "via", "kind"], registry=_registry
 )
+_turns = Counter("pocketlens_turns", "Turns of conversations, by how they ended.", ["kind"], registry=_registry)
 _in_flight = Gauge("pocketlens_calls_in_flight", "Calls that have arrived and not ended.", registry=_registry)
 _call = Histogram(
     "pocketlens_call_seconds", "From a call's arrival to its end, however it ended.", ["method"],
@@ -96,6 +97,7 @@ for _outcome in OUTCOMES:
 _stages = [(f"{stage}_ms", _stage.labels(stage)) for stage in STAGES]  # looked up once: it is asked for each question
 _requests.labels("Search", "grpc", "OK")
 _call.labels("Search")
+_turns.labels("OK")
 
 
 def call_began() -> None:
@@ -107,6 +109,11 @@ def call_ended(method: str, via: str, kind: str, seconds: float) -> None:
     _in_flight.dec()
     _requests.labels(method, via, kind if kind in KINDS else "ServerFault").inc()
     _call.labels(method).observe(seconds)
+
+
+def turn_ended(kind: str) -> None:
+    """One turn of a conversation; kind as above."""
+    _turns.labels(kind if kind in KINDS else "ServerFault").inc()
 
 
 def observe_times(times: pb.StageTimes) -> None:

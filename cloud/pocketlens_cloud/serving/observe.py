@@ -4,7 +4,6 @@ Owns the order of these and what a call is said to have ended as. Errors become 
 gateway.py); figures are metrics.py's, spans traces.py's, ids calls.py's."""
 
 import asyncio
-import inspect
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
@@ -32,7 +31,7 @@ _CURRENT: Final[ContextVar["Observed | None"]] = ContextVar("observed", default=
 
 @final
 class Observer:
-    """Around calls. on_answer, on_fault: told of every answered call, and of every one that failed by our fault."""
+    """Around calls. on_answer, on_fault: told of every answered question, and of all that failed by our fault."""
 
     def __init__(
         self,
@@ -41,14 +40,15 @@ class Observer:
         on_answer: Callable[[], None] = lambda: None,
         on_fault: Callable[[], None] = lambda: None,
     ) -> None:
-        self._tracing, self._on_answer, self._on_fault = tracing, on_answer, on_fault
+        self._tracing = tracing
+        self._tell = {"OK": on_answer, "ServerFault": on_fault, "GalleryError": on_fault}
 
     @contextmanager
     def around(self, method: str, via: str, headers: Mapping[str, str]) -> Iterator["Observed"]:
         """For a `with` that the call is answered in, in a task of its own: the current call stays what it is."""
         call = open_call(method, via, headers)
         CURRENT.set(call)
-        observed = Observed(call, self._tracing)
+        observed = Observed(call, self._tracing, self._tell)
         _CURRENT.set(observed)
         metrics.call_began()
         began = time.perf_counter()
@@ -69,18 +69,17 @@ class Observer:
         level = logging.DEBUG if call.kind == "Overloaded" else logging.INFO
         log.log(level, "%s %s %.1f ms", call.method, call.kind, seconds * 1e3, extra=facts | observed.facts)
         observed.close()
-        if call.kind == "OK":
-            self._on_answer()
-        elif call.kind in ("ServerFault", "GalleryError"):
-            self._on_fault()
+        if call.kind != "OK":
+            observed.tell(call.kind)
 
 
 @final
 class Observed:
     """One call being observed."""
 
-    def __init__(self, call: Call, tracing: Tracing | None) -> None:
-        self.call, self._tracing = call, tracing
+    def __init__(self, call: Call, tracing: Tracing | None, tell: Mapping[str, Callable[[], None]]) -> None:
+        """tell: what to call when a question has ended, by its kind; others are told to nobody."""
+        self.call, self._tracing, self._tell = call, tracing, tell
         self._span = tracing.begin(call) if tracing else None
         self.facts: dict[str, Any] = {}  # for the log line
 
@@ -89,12 +88,30 @@ class Observed:
             self.facts["k"] = request.sentence.count
 
     def answered(self, reply: Any) -> None:
-        """Figures, spans and facts of a reply, if it is one that tells its times."""
-        if not isinstance(reply, pb.SearchReply):
-            return
+        """Figures, spans and facts of a reply, where it is one to a question."""
+        if isinstance(reply, pb.SearchReply):
+            self._found(reply)
+        elif isinstance(reply, pb.ConverseReply):
+            self._turned(reply)
+
+    def tell(self, kind: str) -> None:
+        self._tell.get(kind, lambda: None)()
+
+    def _turned(self, reply: pb.ConverseReply) -> None:
+        """A turn of a conversation; one that is refused does not end the call."""
+        kind = reply.error.kind if reply.HasField("error") else "OK"
+        metrics.turn_ended(kind)
+        self.facts["turns"] = self.facts.get("turns", 0) + 1
+        if kind == "OK":
+            self._found(reply.reply)
+        else:
+            self.tell(kind)
+
+    def _found(self, reply: pb.SearchReply) -> None:
         metrics.observe_times(reply.times)
         stages = {field: round(getattr(reply.times, field), 2) for field in _STAGES_MS}
         self.facts |= {"mode": pb.Mode.Name(reply.mode), "hits": len(reply.hits), **stages}
+        self.tell("OK")
         if self._tracing:
             self._tracing.stages(self._span, reply.times)
 
@@ -142,7 +159,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         }
         if handler.unary_unary:
             return grpc.unary_unary_rpc_method_handler(self._one(method, handler.unary_unary), **codec)
-        if handler.stream_stream and inspect.isasyncgenfunction(handler.stream_stream):
+        if handler.stream_stream:
             return grpc.stream_stream_rpc_method_handler(self._many(method, handler.stream_stream), **codec)
         return handler
 
@@ -159,9 +176,13 @@ class Interceptor(grpc.aio.ServerInterceptor):
     def _many(self, method: str, answers: Handler) -> Handler:
         async def observed_answers(requests: Any, context: Any) -> AsyncIterator[Any]:
             with self._around(method, context) as observed:
-                async for reply in answers(requests, context):
-                    observed.answered(reply)
-                    yield reply
+                replies = answers(requests, _Seen(context, observed))
+                if hasattr(replies, "__aiter__"):
+                    async for reply in replies:
+                        observed.answered(reply)
+                        yield reply
+                else:
+                    await replies  # it writes to the context itself
 
         return observed_answers
 
@@ -179,6 +200,21 @@ class Interceptor(grpc.aio.ServerInterceptor):
             except grpc.aio.AbortError:
                 observed.call.kind = _refused_as(context)
                 raise
+
+
+@final
+class _Seen:
+    """A call's context whose replies are seen as they are written."""
+
+    def __init__(self, context: Any, observed: Observed) -> None:
+        self._context, self._observed = context, observed
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+    async def write(self, reply: Any) -> None:
+        self._observed.answered(reply)
+        await self._context.write(reply)
 
 
 def _refused_as(context: Any) -> str:
