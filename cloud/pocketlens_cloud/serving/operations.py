@@ -8,13 +8,12 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext, suppress
 from dataclasses import asdict
-from typing import Final, final
+from typing import final
 
 import grpc.aio
-from grpc_reflection.v1alpha import reflection
 
 from pocketlens_cloud.service import Service
-from pocketlens_cloud.serving import metrics, monitoring
+from pocketlens_cloud.serving import metrics
 from pocketlens_cloud.serving.canary import Canary
 from pocketlens_cloud.serving.front import Front
 from pocketlens_cloud.serving.health import CANARY_S, EVERY_S, SERVICES, Health
@@ -22,8 +21,6 @@ from pocketlens_cloud.serving.observe import Interceptor, Observer
 from pocketlens_cloud.serving.traces import Tracing
 
 log = logging.getLogger(__name__)
-
-REFLECTED: Final = (*(name for name in SERVICES if name), "grpc.health.v1.Health", reflection.SERVICE_NAME)
 
 
 @final
@@ -75,6 +72,8 @@ class Operations:
                     self.health.watching(lambda question: front.ask(question, time.monotonic() + CANARY_S))
                 )
                 if self._monitor:
+                    from pocketlens_cloud.serving import monitoring
+
                     host, port = self._monitor
                     self._on_monitor(held.enter_context(monitoring.listening(self.health, host=host, port=port)))
                 await held.enter_async_context(other(front) if other else nullcontext())
@@ -108,4 +107,7 @@ def _watch(front: Front) -> None:
 
 
 def _add_reflection(server: grpc.aio.Server) -> None:
-    reflection.enable_server_reflection(REFLECTED, server)
+    from grpc_reflection.v1alpha import reflection
+
+    names = [name for name in SERVICES if name]
+    reflection.enable_server_reflection([*names, "grpc.health.v1.Health", reflection.SERVICE_NAME], server)
