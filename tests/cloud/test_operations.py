@@ -138,6 +138,16 @@ def test_a_question_that_fails_has_a_canary_asked_at_once(service, toy, gallery,
         wait_for(lambda: found.check() == SERVING)
 
 
+def test_a_tower_that_stands_still_turns_health_red(service, toy, gallery, serve, monkeypatch):
+    monkeypatch.setattr(health, "STUCK_S", 0.3)
+    with operated(service, toy, gallery, serve) as found:
+        assert found.check() == SERVING
+        with blocked(monkeypatch):
+            wait_for(lambda: found.check() == NOT_SERVING)
+            assert found.get("/readyz")[1] == "no question has been answered for 0.3 s\n"
+        wait_for(lambda: found.check() == SERVING)
+
+
 def test_a_server_that_cannot_answer_from_the_start_is_never_healthy(service, toy, gallery, serve, monkeypatch):
     with poisoned("wrong", monkeypatch), operated(service, toy, gallery, serve) as found:
         assert found.check() == NOT_SERVING

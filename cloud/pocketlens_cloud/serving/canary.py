@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from pocketlens_wire.errors import GalleryError
 from pocketlens_wire.manifest import CloudManifest, resolve_half
 from pocketlens_wire.tokens import Encoding, pack
 from pocketlens_wire.v1 import retrieval_pb2 as pb
@@ -34,7 +35,7 @@ class Canary:
 def golden_canary(bundle: Path, manifest: CloudManifest, gallery: Gallery, mode: Mode, precision: str) -> Canary:
     """The canary of a bundle (its root or its cloud half) on a gallery, asked in `mode` of the `precision` tower."""
     with np.load(resolve_half(bundle, "cloud") / manifest.golden.file, allow_pickle=False) as golden:
-        at = next(i for i, words in enumerate(golden["words"]) if str(words))
+        at = next((i for i, words in enumerate(golden["words"]) if str(words)), 0)
         sentence, words = golden["sentence"][at], str(golden["words"][at])
         vector = golden["query" if mode == "tuned" else "composed"][at]
     noise = np.random.default_rng()
@@ -51,7 +52,10 @@ def golden_canary(bundle: Path, manifest: CloudManifest, gallery: Gallery, mode:
         )
 
     def expected() -> float:
-        return gallery.search(Search(vector=vector, name=VECTOR_OF[mode], top=1, payload=()))[0].score
+        hits = gallery.search(Search(vector=vector, name=VECTOR_OF[mode], top=1, payload=()))
+        if not hits:
+            raise GalleryError(f"{gallery.title}: a search finds nothing")
+        return hits[0].score
 
     # Each of the vector's numbers may differ by the tower's tolerance; the gallery's vectors have length 1.
     margin = manifest.text_tower[precision].tolerance * float(np.sqrt(len(vector))) + SLACK

@@ -28,12 +28,13 @@ log = logging.getLogger(__name__)
 SERVICES: Final = ("", pb.DESCRIPTOR.services_by_name["Retrieval"].full_name)
 EVERY_S: Final = 1.0  # between canaries, so that red comes within two seconds also where nobody asks
 GAP_S: Final = 0.25  # between canaries at least, and while health is red
-CANARY_S: Final = 1.0  # a canary later than this has found the server busy, or dead
+CANARY_S: Final = 1.0  # a canary later than this has found the server busy, or dead; more where a question takes longer
+FIRST_S: Final = 30.0  # the first one warms up whatever is cold
 STUCK_S: Final = 5.0  # busy, but nothing answered for so long: dead
 STILL_S: Final = 15.0  # the event loop has not turned for so long: the process is beyond help
 
 _Status = health_pb2.HealthCheckResponse.ServingStatus
-Ask = Callable[[pb.SearchRequest], Awaitable[pb.SearchReply]]
+Ask = Callable[[pb.SearchRequest, float], Awaitable[pb.SearchReply]]  # with time.monotonic() of its deadline
 
 
 @final
@@ -41,11 +42,12 @@ class Health:
     """What this server says of itself. Lives in one event loop; `ready`, `alive` and `why` may be read anywhere."""
 
     def __init__(self, canary: Canary, *, every_s: float = EVERY_S, on_pass: Callable[[], None] = lambda: None) -> None:
-        """on_pass: told after each canary that passed."""
+        """on_pass: called after each canary that passed, in a thread; may block, and fail as the canary itself."""
         self._canary, self._every_s, self._on_pass = canary, every_s, on_pass
         self._leaving = False
         self._why = "no canary has been asked yet"
         self._doubt, self._gone = asyncio.Event(), asyncio.Event()
+        self._patience_s = FIRST_S
         self._turned = self._answered = time.monotonic()
         self._hand = ThreadPoolExecutor(1, "canary")  # one, so that a gallery that hangs does not take many
         self._servicer = grpc_health.HealthServicer()
@@ -115,8 +117,9 @@ class Health:
         began = time.perf_counter()
         outcome, why = "passed", ""
         try:
-            async with asyncio.timeout(CANARY_S):
+            async with asyncio.timeout(self._patience_s):
                 await self._ask(ask)
+                await asyncio.get_running_loop().run_in_executor(self._hand, self._on_pass)
         except (TimeoutError, TooLate, Overloaded):
             outcome, why = "busy", self._why
             if time.monotonic() - self._answered > STUCK_S:
@@ -125,16 +128,17 @@ class Health:
             outcome, why = "failed", f"the canary failed: {error}"
         except Exception as error:  # noqa: BLE001 - whatever it is, it is what askers would meet
             outcome, why = "failed", f"the canary failed: {type(error).__name__}: {error}"
-        metrics.observe_canary(outcome, time.perf_counter() - began)
+        took_s = time.perf_counter() - began
+        metrics.observe_canary(outcome, took_s)
         if outcome == "passed":
             self.note_answer()
-            self._on_pass()
+            self._patience_s = min(FIRST_S, max(CANARY_S, 4 * took_s))
         await self._say(why)
 
     async def _ask(self, ask: Ask) -> None:
         """Raises ServerFault for a wrong answer, and whatever question and gallery raise."""
         expected = await asyncio.get_running_loop().run_in_executor(self._hand, self._canary.expected)
-        reply = await ask(self._canary.question())
+        reply = await ask(self._canary.question(), time.monotonic() + self._patience_s)
         came = reply.hits[0].score if reply.hits else math.nan
         if not abs(came - expected) <= self._canary.margin:  # so that NaN is wrong too
             raise ServerFault(

@@ -4,7 +4,6 @@ Owns how these hang together; each is its own file's. server.py and front.py kno
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext, suppress
 from dataclasses import asdict
@@ -16,7 +15,7 @@ from pocketlens_cloud.service import Service
 from pocketlens_cloud.serving import metrics
 from pocketlens_cloud.serving.canary import Canary
 from pocketlens_cloud.serving.front import Front
-from pocketlens_cloud.serving.health import CANARY_S, EVERY_S, SERVICES, Health
+from pocketlens_cloud.serving.health import EVERY_S, SERVICES, Health
 from pocketlens_cloud.serving.observe import Interceptor, Observer
 from pocketlens_cloud.serving.traces import Tracing
 
@@ -68,9 +67,7 @@ class Operations:
                     held.callback(self._tracing.close)
                 metrics.say_what_runs(self._service.describe())
                 _watch(front)
-                await held.enter_async_context(
-                    self.health.watching(lambda question: front.ask(question, time.monotonic() + CANARY_S))
-                )
+                await held.enter_async_context(self.health.watching(front.ask))
                 if self._monitor:
                     from pocketlens_cloud.serving import monitoring
 
