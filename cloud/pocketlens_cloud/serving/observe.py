@@ -91,13 +91,13 @@ class Observed:
         """Figures, spans and facts of a reply, where it is one to a question."""
         if isinstance(reply, pb.SearchReply):
             self._found(reply)
-        elif isinstance(reply, pb.ConverseReply):
+        elif reply.DESCRIPTOR.name == "ConverseReply":
             self._turned(reply)
 
     def tell(self, kind: str) -> None:
         self._tell.get(kind, lambda: None)()
 
-    def _turned(self, reply: pb.ConverseReply) -> None:
+    def _turned(self, reply: Any) -> None:
         """A turn of a conversation; one that is refused does not end the call."""
         kind = reply.error.kind if reply.HasField("error") else "OK"
         metrics.turn_ended(kind)
