@@ -213,7 +213,7 @@ def test_a_fault_of_ours_is_internal_says_nothing_of_the_inside_and_is_logged(to
 
 
 def test_the_log_tells_neither_words_nor_tokens(toy, running, caplog):
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.DEBUG):
         running.search(toy.request(words="dotted shoe"))
     (line,) = [record.getMessage() for record in caplog.records if record.name == service_module.__name__]
     assert "shoe" not in line

@@ -4,29 +4,22 @@ Words and tokens are logged nowhere: they tell what a person looked for. The onl
 pythonjsonlogger."""
 
 import logging
-import logging.config
 from typing import Final
 
 from pocketlens_cloud.serving.calls import CURRENT
 
 FORMATS: Final = ("text", "json")
+TEXT: Final = "%(asctime)s %(levelname)s %(name)s:%(mark)s %(message)s"
 
 
 def configure(level: str, form: str) -> None:
-    """Log to stderr from `level` (debug, info, warning, error) on, as `form` (one of FORMATS) says."""
-    logging.config.dictConfig(
-        {
-            "version": 1,
-            "disable_existing_loggers": False,
-            "filters": {"call": {"()": WithCall}},
-            "formatters": {
-                "text": {"format": "%(asctime)s %(levelname)s %(name)s:%(mark)s %(message)s"},
-                "json": {"()": _json},
-            },
-            "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": form, "filters": ["call"]}},
-            "root": {"level": level.upper(), "handlers": ["stderr"]},
-        }
-    )
+    """Log to stderr from `level` (debug, info, warning, error) on, as `form` (one of FORMATS) says.
+
+    Where this process logs already, that stays as it is."""
+    handler = logging.StreamHandler()
+    handler.addFilter(WithCall())
+    handler.setFormatter(_json() if form == "json" else logging.Formatter(TEXT))
+    logging.basicConfig(level=level.upper(), handlers=[handler])
 
 
 def _json() -> logging.Formatter:
