@@ -12,7 +12,8 @@ import grpc
 import numpy as np
 import pytest
 from pocketlens_cloud.service import Service
-from pocketlens_cloud.serving import front
+from pocketlens_cloud.serving import front, keys
+from pocketlens_cloud.serving.door import Door, DoorInterceptor
 from pocketlens_wire import limits
 from pocketlens_wire.errors import KIND_METADATA
 from pocketlens_wire.tokens import Encoding, pack
@@ -27,9 +28,9 @@ INVALID = grpc.StatusCode.INVALID_ARGUMENT
 class Talk:
     """One conversation: a message out, its reply in."""
 
-    def __init__(self, running) -> None:
+    def __init__(self, running, metadata=None) -> None:
         self._said: queue.SimpleQueue = queue.SimpleQueue()
-        self.call = running.stub.Converse(iter(self._said.get, None), timeout=20)
+        self.call = running.stub.Converse(iter(self._said.get, None), timeout=20, metadata=metadata)
 
     def send(self, message: pb.ConverseRequest) -> None:
         self._said.put(message)
@@ -362,6 +363,29 @@ def test_a_turn_that_is_shed_says_when_to_come_again(toy, running, talk, monkeyp
     monkeypatch.undo()
     assert (shed.error.kind, shed.error.retry_after_ms > 0, shed.state) == ("Overloaded", True, before.state)
     assert in_force(talk.turn(add=modifier("hat"))) == [(1, "in red"), (3, "hat")]
+
+
+def test_behind_the_door_a_conversation_needs_the_scope_of_a_search(toy, service, serve, tmp_path, monkeypatch):
+    file = tmp_path / "keys.json"
+    (searching, _), (indexing, _) = keys.new(file, ["search"]), keys.new(file, ["index"])
+    with serve(service, interceptors=[DoorInterceptor(Door(keys=keys.Keys(file)))]) as running:
+
+        def asked(text: str | None) -> Talk:
+            talk = Talk(running, metadata=[("authorization", f"Bearer {text}")] if text else None)
+            talk.send(opening(toy))
+            return talk
+
+        assert asked(None).ending().code() is grpc.StatusCode.UNAUTHENTICATED
+        assert asked(indexing).ending().code() is grpc.StatusCode.PERMISSION_DENIED
+        talk = asked(searching)
+        assert next(talk.call).turn == 1
+        assert talk.turn(back=1).error.kind == "BadQuery"
+        talk.send(pb.ConverseRequest())
+        assert next(talk.call).error.kind == "BadQuery"
+        monkeypatch.setattr(limits, "MAX_IDLE_S", 0.1)
+        assert talk.turn(add=modifier("hat")).turn == 4
+        assert talk.ending().code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        talk.close()
 
 
 def test_a_talk_without_a_picture(toy, running, talk):

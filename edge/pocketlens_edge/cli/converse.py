@@ -14,6 +14,7 @@ import typer
 from pocketlens_edge.cli.root import (
     DEFAULT_SERVER,
     SHEET_TYPES,
+    ApiKeyFile,
     Authority,
     Bundle,
     Certificate,
@@ -36,6 +37,7 @@ from pocketlens_edge.cli.root import (
     check_writable,
     commands,
     console,
+    key_of,
     load_encoder,
     parse_filters,
     picture_source,
@@ -82,6 +84,7 @@ def converse(
     ca: Authority = None,
     certificate: Certificate = None,
     key: CertificateKey = None,
+    api_key_file: ApiKeyFile = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a turn, also for errors.")] = False,
     threads: Threads = 1,
     precision: Precision = None,
@@ -93,7 +96,7 @@ def converse(
     if picture == Path("-"):
         raise typer.BadParameter("standard input is for what you say; name a picture file")
     tls = tls_of(use_tls, ca, certificate, key)
-    if local_gallery and (tls or server != DEFAULT_SERVER):
+    if local_gallery and (tls or api_key_file or server != DEFAULT_SERVER):
         raise typer.BadParameter("--local-gallery asks no server; leave out --server and what goes with it")
     check_writable(sheet, "--sheet", SHEET_TYPES)
 
@@ -124,6 +127,7 @@ def converse(
             timeout_s=timeout,
             encoding=Encoding(encoding),
             tls=tls,
+            api_key=None if local_gallery else key_of(api_key_file),
         )
         open_things.enter_context(client)
         words, *further = text or [""]
