@@ -1,12 +1,12 @@
 """One query vector from sentence tokens and words.
 
-Owns the prompts' layout, the cutting and cleaning of words, and what a missing picture or missing
-words mean. Called by service.py and by benchmarks; knows nothing of networks or galleries."""
+Owns the prompts' layout, the cutting and cleaning of words, what a missing picture or missing words mean, and the
+arithmetic of words that have weights. Called by service.py and by benchmarks; knows no network and no gallery."""
 
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, final
 
@@ -33,23 +33,43 @@ MAX_UNKNOWN_NAMED = 5  # unknown words spelled out in a note
 Sentence = NDArray[np.float32]  # (k, width)
 Ask = tuple[Sentence | None, str]
 
-
 EMPTY = -1  # stands for the feature of "" where a row's index is meant
+JOINER = ", "  # between the words of several modifiers; of ", ", " and " and " " none is better (docs/converse.md)
+SHORTEST = 1e-3  # length below which a sum of unit vectors points nowhere
+
+
+@dataclass(frozen=True)
+class Modifier:
+    """Words and how much of them, -2 to 2; below 0: not this."""
+
+    words: str
+    weight: float = 1.0
+
+
+Words = str | Sequence[Modifier]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One text's share in a query. composed, picture, words: index of a row, or EMPTY."""
+
+    composed: int
+    picture: int
+    words: int
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """What the text tower must read for one question, and what each row is for.
 
-    composed, picture, words: index into `rows`, or EMPTY."""
+    parts: the query is their weighted sum, at unit length."""
 
     rows: tuple[Row, ...]
-    composed: int
-    picture: int
-    words: int
+    parts: tuple[Part, ...]
     mode: Mode
     notes: tuple[str, ...] = ()  # sentences for the asker
-    words_used: str = ""  # the words that are in the rows if they had to be cut
+    words_used: str = ""  # the joined words that are in the rows if they had to be cut
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,21 +136,35 @@ class Composer:
         """Execution provider of the text tower."""
         return self._tower.provider
 
-    def compose(self, sentence: Sentence | None, words: str, mode: Mode) -> Composed:
-        """The query vector of one question: sentence (k, width) or None, words or "".
+    def compose(self, sentence: Sentence | None, words: Words, mode: Mode) -> Composed:
+        """The query vector of one question: sentence (k, width) or None; words, "" or modifiers.
 
-        Raises BadQuery when both are missing or the mode is not in the bundle."""
+        Raises BadQuery when both are missing, the mode is not in the bundle, or modifiers cancel each other out."""
         plan = self.plan(sentence, words, mode)
         return self.finish(plan, self.read(plan.rows))
 
-    def plan(self, sentence: Sentence | None, words: str, mode: Mode) -> Plan:
+    def plan(self, sentence: Sentence | None, words: Words, mode: Mode) -> Plan:
         """The rows of one question, so that several questions' rows can be read together. Runs no model.
 
-        Raises BadQuery when both are missing or the mode is not in the bundle."""
+        Raises BadQuery when there is nothing to look for or the mode is not in the bundle."""
         self._check_mode(mode)
-        used, notes, was_cut = self._words(sentence, words)
-        plan = self._placed(sentence, used, mode, with_parts=mode == "tuned")
-        return replace(plan, notes=tuple(notes), words_used=used if was_cut else "")
+        k = 0 if sentence is None else len(sentence)
+        joined, others = self._joined([Modifier(words)] if isinstance(words, str) else words)
+        if sentence is None and not joined and not any(other.weight > 0 for other in others):
+            raise BadQuery("the query is empty: send a picture's sentence tokens, words, or both")
+        used, notes = self._cut(joined, k)
+        cut = [(Modifier(text, other.weight), more) for other in others for text, more in (self._cut(other.words, k),)]
+        notes += [note for _, more in cut for note in more]
+        rows = _Rows(self._layout, sentence, with_parts=mode == "tuned")
+        shares = _shares(used, [modifier for modifier, _ in cut], with_picture=sentence is not None)
+        parts = [rows.part(text, weight, alone=alone) for (alone, text), weight in shares.items()]
+        return Plan(
+            rows=tuple(rows.placed),
+            parts=tuple(parts),
+            mode=mode,
+            notes=tuple(dict.fromkeys(notes)),
+            words_used=used if used != joined else "",
+        )
 
     def read(self, rows: Sequence[Row]) -> NDArray[np.float32]:
         """The text tower's unit features (rows, dim)."""
@@ -139,10 +173,16 @@ class Composer:
     def finish(self, plan: Plan, texts: NDArray[np.float32]) -> Composed:
         """The query vector of a plan whose rows were read as `texts` (rows, dim).
 
-        Raises ServerFault for a vector that is not finite."""
-        (vector,) = self.query(self._picked([plan], [0], texts), plan.mode)
-        if not np.isfinite(vector).all():
+        Raises ServerFault for a vector that is not finite, BadQuery if modifiers cancel each other out."""
+        vectors = self.query(self._picked(plan.parts, texts), plan.mode)
+        if not np.isfinite(vectors).all():
             raise ServerFault("the text tower gave no finite vector for this query")
+        vector = vectors[0]
+        if len(vectors) > 1:
+            vector = np.array([part.weight for part in plan.parts], np.float32) @ vectors
+            if (length := float(np.linalg.norm(vector))) < SHORTEST:
+                raise BadQuery("the modifiers cancel each other out: nothing is left to look for")
+            vector /= length
         return Composed(
             vector=vector, vector_name=self.vector_of(plan.mode), notes=plan.notes, words_used=plan.words_used
         )
@@ -150,7 +190,10 @@ class Composer:
     def compose_batch(self, asks: Sequence[Ask], mode: Mode) -> NDArray[np.float32]:
         """Query vectors (len(asks), dim), row for row what `compose` gives. For benchmarks."""
         self._check_mode(mode)
-        cut = [(sentence, self._words(sentence, words)[0]) for sentence, words in asks]
+        cut = [
+            (sentence, self._cut(self.clean(words), 0 if sentence is None else len(sentence))[0])
+            for sentence, words in asks
+        ]
         return self.query(self._features(cut, with_parts=mode == "tuned"), mode)
 
     def features(self, asks: Sequence[Ask]) -> Features:
@@ -172,12 +215,15 @@ class Composer:
         if mode not in self.modes:
             raise BadQuery(f"mode {mode} is not in bundle {self.manifest.name}; it has {', '.join(self.modes)}")
 
-    def _words(self, sentence: Sentence | None, words: str) -> tuple[str, list[str], bool]:
-        """Words cleaned and cut to what the tower reads, notes about it, and whether they were cut."""
-        whole = self.clean(words)
-        if not whole and sentence is None:
-            raise BadQuery("the query is empty: send a picture's sentence tokens, words, or both")
-        used = self._layout.cut(whole, k=0 if sentence is None else len(sentence))
+    def _joined(self, modifiers: Sequence[Modifier]) -> tuple[str, list[Modifier]]:
+        """The words of weight 1 as one text, and the other modifiers, all cleaned; what says nothing is left out."""
+        said = [Modifier(clean, each.weight) for each in modifiers if (clean := self.clean(each.words)) and each.weight]
+        joined = JOINER.join(each.words for each in said if each.weight == 1)
+        return joined, [each for each in said if each.weight != 1]
+
+    def _cut(self, whole: str, k: int) -> tuple[str, list[str]]:
+        """Cleaned words cut to what the tower reads beside `k` tokens, and notes about it."""
+        used = self._layout.cut(whole, k=k)
         notes = []
         if used != whole:
             notes.append(
@@ -188,47 +234,74 @@ class Composer:
             more = len(unknown) - MAX_UNKNOWN_NAMED
             named = ", ".join(clip(word) for word in unknown[:MAX_UNKNOWN_NAMED])
             notes.append(f"The text tower does not know: {named}{f' and {more} more' if more > 0 else ''}.")
-        return used, notes, used != whole
+        return used, notes
 
     def _features(self, asks: Sequence[Ask], *, with_parts: bool) -> Features:
         """Run each needed row once. Without parts only `composed` is meant to be used."""
-        plans = [self._placed(sentence, words, "zero-shot", with_parts=with_parts) for sentence, words in asks]
-        rows = [row for plan in plans for row in plan.rows]
-        starts = np.cumsum([0, *(len(plan.rows) for plan in plans)]).tolist()
-        return self._picked(plans, starts, self.read(rows))
-
-    def _placed(self, sentence: Sentence | None, words: str, mode: Mode, *, with_parts: bool) -> Plan:
-        """Each needed row once; words are taken as they are."""
         rows: list[Row] = []
+        parts: list[Part] = []
+        for sentence, words in asks:
+            own = _Rows(self._layout, sentence, with_parts=with_parts, start=len(rows))
+            parts.append(own.part(words, alone=sentence is None))
+            rows += own.placed
+        return self._picked(parts, self.read(rows))
 
-        def place(row: Row) -> int:
-            rows.append(row)
-            return len(rows) - 1
-
-        both = sentence is not None and words != ""
-        picture = place(self._layout.picture(sentence)) if sentence is not None and (with_parts or not both) else EMPTY
-        alone = place(self._layout.words(words)) if words and (with_parts or not both) else EMPTY
-        composed = place(self._layout.composed(sentence, words)) if sentence is not None and both else EMPTY
-        return Plan(
-            rows=tuple(rows),
-            composed=composed if both else max(picture, alone),
-            picture=picture,
-            words=alone,
-            mode=mode,
+    def _picked(self, parts: Sequence[Part], texts: NDArray[np.float32]) -> Features:
+        """The three features of each part, whose rows were read as `texts`."""
+        table = np.concatenate([texts, self._empty[None]])  # its last row is where EMPTY points
+        return Features(
+            table[[part.composed for part in parts]],
+            table[[part.picture for part in parts]],
+            table[[part.words for part in parts]],
         )
 
-    def _picked(self, plans: Sequence[Plan], starts: Sequence[int], texts: NDArray[np.float32]) -> Features:
-        """The three features of each plan, whose rows begin at `starts` in `texts`."""
-        table = np.concatenate([texts, self._empty[None]])
 
-        def at(index: int, start: int) -> int:
-            return len(texts) if index == EMPTY else start + index
+def _shares(joined: str, others: Sequence[Modifier], *, with_picture: bool) -> dict[tuple[bool, str], float]:
+    """By (without the picture?, text): the weight of that text's vector in the query.
 
-        pairs = list(zip(plans, starts, strict=False))
-        return Features(
-            table[[at(plan.composed, start) for plan, start in pairs]],
-            table[[at(plan.picture, start) for plan, start in pairs]],
-            table[[at(plan.words, start) for plan, start in pairs]],
+    The query is the vector of picture and joined words, plus, for each other modifier, its weight times what its words
+    add: the difference of the vectors with and without them, along which PDV too moves a query. More of something is
+    measured beside the picture. Less of something is measured on the words alone: beside a picture that shows it
+    already, words add next to nothing, and that is when people say "not" (docs/converse.md has the figures)."""
+    alone = not with_picture
+    shares = {(alone, joined): 1.0}
+    for other in others:
+        without = alone or other.weight < 0
+        for text, weight in ((other.words, other.weight), ("", -other.weight)):
+            shares[without, text] = shares.get((without, text), 0.0) + weight
+    return {key: weight for key, weight in shares.items() if weight}
+
+
+@final
+class _Rows:
+    """The rows of one question, each placed once. start: index of the first of them."""
+
+    def __init__(self, layout: "_Layout", sentence: Sentence | None, *, with_parts: bool, start: int = 0) -> None:
+        self._layout, self._sentence, self._with_parts = layout, sentence, with_parts
+        self._start = start
+        self._at: dict[tuple[str, str], int] = {}
+        self.placed: list[Row] = []
+
+    def part(self, text: str, weight: float = 1.0, *, alone: bool) -> Part:
+        """The rows for `text`, taken as it is, beside the picture or alone. Without parts only `composed` is right."""
+        pictured = not alone
+        both = pictured and text != ""
+        picture = self._place("picture", "") if pictured and (self._with_parts or not both) else EMPTY
+        words = self._place("words", text) if text and (self._with_parts or not both) else EMPTY
+        composed = self._place("composed", text) if both else max(picture, words)
+        return Part(composed, picture, words, weight)
+
+    def _place(self, kind: str, text: str) -> int:
+        if (kind, text) not in self._at:
+            self._at[kind, text] = self._start + len(self.placed)
+            self.placed.append(self._row(kind, text))
+        return self._at[kind, text]
+
+    def _row(self, kind: str, text: str) -> Row:
+        if kind == "words" or self._sentence is None:
+            return self._layout.words(text)
+        return (
+            self._layout.picture(self._sentence) if kind == "picture" else self._layout.composed(self._sentence, text)
         )
 
 

@@ -3,12 +3,15 @@
 Owns opening gallery and bundle for it; what a question means is service.py's, as over gRPC. Offered under the entry
 point `pocketlens.local` (pyproject.toml), where the device's room finds it without knowing this one."""
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import final
 
+from pocketlens_wire.errors import PocketlensError
 from pocketlens_wire.v1 import retrieval_pb2 as pb
 
 from pocketlens_cloud.compose import Composer
+from pocketlens_cloud.conversation import Conversation
 from pocketlens_cloud.gallery.embedded import EmbeddedGallery
 from pocketlens_cloud.gallery.interface import Gallery
 from pocketlens_cloud.service import Service
@@ -28,6 +31,15 @@ class LocalGallery:
 
     def describe(self, _request: pb.DescribeRequest) -> pb.DescribeReply:
         return self._service.describe()
+
+    def converse(self, messages: Iterable[pb.ConverseRequest]) -> Iterator[pb.ConverseReply]:
+        """One reply to each message, as over gRPC. Raises what ends a conversation as itself."""
+        conversation = Conversation()
+        for message in messages:
+            try:
+                yield conversation.answered(self.search(conversation.take(message)))
+            except PocketlensError as error:
+                yield conversation.refused(error)
 
     def close(self) -> None:
         self._gallery.close()

@@ -3,11 +3,10 @@
 Owns every check on a request and the reply's content. Raises PocketlensError; turning that into a
 status, deadlines and threads are server.py's."""
 
-import json
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import final
 
@@ -17,10 +16,12 @@ from pocketlens_wire import limits, tokens
 from pocketlens_wire.errors import BadQuery, GalleryError, SpaceMismatch
 from pocketlens_wire.v1 import retrieval_pb2 as pb
 
-from pocketlens_cloud.compose import Composer, Mode, Plan
-from pocketlens_cloud.gallery.filters import Filter, carrying
+from pocketlens_cloud.compose import Composer, Mode, Modifier, Plan
+from pocketlens_cloud.conditions import filter_of
+from pocketlens_cloud.gallery.checks import check_search
 from pocketlens_cloud.gallery.interface import Gallery, Scored, Search
-from pocketlens_cloud.gallery.payload import Scalar, Value, clip
+from pocketlens_cloud.gallery.payload import Value, clip
+from pocketlens_cloud.rerank import RERANK, rerank
 from pocketlens_cloud.towers import Row
 
 log = logging.getLogger(__name__)
@@ -34,8 +35,9 @@ class Question:
 
     plan: Plan
     k: int  # tokens of the sentence, 0 without a picture
-    top: int
-    where: Filter
+    search: Search  # but for its vector
+    payload: list[str] | None  # keys the asker wants back; None: all
+    rerank: bool
     check_ms: float
     checked_at: float  # time.perf_counter() seconds
 
@@ -81,6 +83,16 @@ class Service:
             server_version=version(),
             provider=self._composer.provider,
             unix_ms=time.time_ns() // 1_000_000,
+            max_modifiers=limits.MAX_MODIFIERS,
+            max_filter_depth=limits.MAX_FILTER_DEPTH,
+            max_values=limits.MAX_VALUES,
+            max_filter_bytes=limits.MAX_FILTER_BYTES,
+            max_reach=limits.MAX_REACH,
+            max_turns=limits.MAX_TURNS,
+            max_conversation_bytes=limits.MAX_CONVERSATION_BYTES,
+            max_idle_s=limits.MAX_IDLE_S,
+            reranks=True,
+            max_groups=limits.MAX_GROUPS,
         )
 
     def check(self, request: pb.SearchRequest) -> Question:
@@ -89,22 +101,19 @@ class Service:
         Raises BadQuery or SpaceMismatch."""
         started = time.perf_counter()
         self._check_spaces(request)
-        if not 1 <= request.top <= limits.MAX_TOP:
-            raise BadQuery(f"top must be 1 to {limits.MAX_TOP}; {request.top} came")
-        if (size := len(request.words.encode())) > limits.MAX_WORDS_BYTES:
-            raise BadQuery(f"words may have {limits.MAX_WORDS_BYTES} bytes of UTF-8; {size} came")
-        if not request.HasField("sentence") and not self._composer.clean(request.words):
-            raise BadQuery("the query is empty: send a picture's sentence tokens, words, or both")
+        _check_page(request)
+        modifiers = _modifiers(request)
         mode = self._mode(request.mode)
-        where = self._where(request)
+        search = self._search(request, mode)
         sentence = self._sentence(request)
-        plan = self._composer.plan(sentence, request.words, mode)
+        plan = self._composer.plan(sentence, modifiers, mode)
         now = time.perf_counter()
         return Question(
             plan=plan,
             k=0 if sentence is None else len(sentence),
-            top=request.top,
-            where=where,
+            search=search,
+            payload=list(request.payload.keys) if request.HasField("payload") else None,
+            rerank=request.rerank,
             check_ms=(now - started) * 1e3,
             checked_at=now,
         )
@@ -126,8 +135,7 @@ class Service:
         read = time.perf_counter()
         composed = self._composer.finish(question.plan, texts)
         headed = time.perf_counter()
-        asked = Search(vector=composed.vector, name=composed.vector_name, top=question.top, where=question.where)
-        hits = self._gallery.search(asked)
+        hits, reranked = self._hits(question, composed.vector)
         ended = time.perf_counter()
         times = pb.StageTimes(
             check_ms=question.check_ms,
@@ -147,7 +155,7 @@ class Service:
             times.total_ms,
         )
         return pb.SearchReply(
-            hits=[_hit(hit) for hit in hits],
+            hits=[_hit(hit, question) for hit in hits],
             times=times,
             token_space=self._manifest.token_space,
             gallery_space=self._manifest.gallery_space,
@@ -155,7 +163,23 @@ class Service:
             generation=self._gallery.generation,
             notes=composed.notes,
             words_used=composed.words_used,
+            reranked=reranked,
+            edition=limits.EDITION,
         )
+
+    def _hits(self, question: Question, vector: NDArray[np.float32]) -> tuple[list[Scored], int]:
+        """The page that was asked for, and how many of the best hits were sorted anew before it was cut."""
+        asked = replace(question.search, vector=vector)
+        if not question.rerank or asked.skip >= RERANK.depth:
+            return self._gallery.search(asked), 0
+        whole = replace(asked, skip=0, top=max(asked.skip + asked.top, RERANK.depth), with_vectors=True)
+        found = self._gallery.search(whole)
+        vectors = [hit.vector for hit in found if hit.vector is not None]
+        if len(vectors) < 2:
+            return found[asked.skip :], 0
+        places, _ = rerank(vector, np.stack(vectors), np.array([hit.score for hit in found], np.float32))
+        page = [found[place] for place in places[asked.skip : asked.skip + asked.top]]
+        return page, min(len(found), RERANK.depth)
 
     def _check_spaces(self, request: pb.SearchRequest) -> None:
         ours = self._manifest
@@ -198,20 +222,59 @@ class Service:
         name = next((mode for mode, wire in WIRE_MODE.items() if wire == asked), f"number {asked}")
         raise BadQuery(f"mode {name} is not held by this gallery; it holds {', '.join(self.modes)}")
 
-    def _where(self, request: pb.SearchRequest) -> Filter:
-        if len(request.filter) > limits.MAX_CONDITIONS:
-            raise BadQuery(f"a filter may have {limits.MAX_CONDITIONS} conditions; {len(request.filter)} came")
-        values: dict[str, Scalar] = {}
-        for condition in request.filter:
-            kind = condition.equals.WhichOneof("kind")
-            if kind is None:
-                raise BadQuery(f"filter key {clip(condition.key)} has no value")
-            if condition.key in values:
-                raise BadQuery(f"filter key {clip(condition.key)} is named twice; all conditions must hold at once")
-            values[condition.key] = getattr(condition.equals, kind)
-        where = carrying(values)
-        self._gallery.check_filter(where)
-        return where
+    def _search(self, request: pb.SearchRequest, mode: Mode) -> Search:
+        """What the gallery will be asked, but for the vector."""
+        keys = {*request.payload.keys, *([request.group_by] if request.group_by else [])}
+        asked = Search(
+            vector=np.empty(0, np.float32),
+            name=self._composer.vector_of(mode),
+            top=request.top,
+            where=filter_of(request.filter, request.where),
+            skip=request.skip,
+            least_score=request.least_score if request.HasField("least_score") else None,
+            payload=sorted(keys) if request.HasField("payload") else None,
+            group_by=request.group_by or None,
+            group_size=request.group_size or 1,
+        )
+        check_search(asked, self._gallery.payload_kinds, self._gallery.vectors)
+        return asked
+
+
+def _check_page(request: pb.SearchRequest) -> None:
+    """Every bound on how many hits there are, and which of them."""
+    top, size = request.top, request.group_size or 1
+    if not 1 <= top <= limits.MAX_TOP:
+        raise BadQuery(f"top must be 1 to {limits.MAX_TOP}; {top} came")
+    reach, what = (limits.MAX_GROUPS, "groups") if request.group_by else (limits.MAX_REACH, "hits")
+    if request.skip + top > reach:
+        raise BadQuery(f"skip and top together reach at most {reach} {what}; {request.skip} and {top} came")
+    if request.group_size and not request.group_by:
+        raise BadQuery("group_size says how large the groups of group_by are; group_by is missing")
+    if top * size > limits.MAX_TOP:
+        raise BadQuery(f"{top} groups of {size} are more than {limits.MAX_TOP} hits")
+    if request.HasField("least_score") and not -1 <= request.least_score <= 1:
+        raise BadQuery(f"least_score must be -1 to 1; {request.least_score} came")
+    if len(request.payload.keys) > limits.MAX_VALUES:
+        raise BadQuery(f"payload may name {limits.MAX_VALUES} keys; {len(request.payload.keys)} came")
+    if request.rerank and request.group_by:
+        raise BadQuery("rerank does not go with group_by: leave one of them out")
+
+
+def _modifiers(request: pb.SearchRequest) -> list[Modifier]:
+    """`words` and `modifiers`, within their bounds."""
+    plain = [Modifier(request.words)] if request.words else []
+    given = [Modifier(each.words, each.weight if each.HasField("weight") else 1.0) for each in request.modifiers]
+    said = plain + given
+    if len(said) > limits.MAX_MODIFIERS:
+        raise BadQuery(f"a question may have {limits.MAX_MODIFIERS} modifiers, words counted; {len(said)} came")
+    if (size := sum(len(each.words.encode()) for each in said)) > limits.MAX_WORDS_BYTES:
+        raise BadQuery(f"words may have {limits.MAX_WORDS_BYTES} bytes of UTF-8; {size} came")
+    for each in said:
+        if not -limits.MAX_WEIGHT <= each.weight <= limits.MAX_WEIGHT:
+            raise BadQuery(
+                f"a modifier's weight is -{limits.MAX_WEIGHT:g} to {limits.MAX_WEIGHT:g}; {each.weight} came"
+            )
+    return said
 
 
 def version() -> str:
@@ -222,12 +285,19 @@ def version() -> str:
         return "0"
 
 
-def _hit(hit: Scored) -> pb.Hit:
-    return pb.Hit(id=hit.id, score=hit.score, payload={key: _value(value) for key, value in hit.payload.items()})
+def _hit(hit: Scored, question: Question) -> pb.Hit:
+    wanted, group_by = question.payload, question.search.group_by
+    payload = {key: _value(value) for key, value in hit.payload.items() if wanted is None or key in wanted}
+    group = None if group_by is None else _value(hit.payload[group_by])
+    return pb.Hit(id=hit.id, score=hit.score, payload=payload, group=group)
 
 
 def _value(value: Value) -> pb.Value:
     match value:
+        case list():
+            return pb.Value(several=pb.Values(values=[_value(each) for each in value]))
+        case dict():
+            return pb.Value(place=pb.Place(latitude=value["lat"], longitude=value["lon"]))
         case bool():
             return pb.Value(flag=value)
         case int():
@@ -236,5 +306,3 @@ def _value(value: Value) -> pb.Value:
             return pb.Value(number=value)
         case str():
             return pb.Value(text=value)
-        case _:  # lists and places, of which the wire knows nothing
-            return pb.Value(text=json.dumps(value, ensure_ascii=False))

@@ -7,21 +7,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pocketlens_wire.errors import SpaceMismatch
+from pocketlens_wire.errors import ServerFault, SpaceMismatch
+from pocketlens_wire.limits import EDITION
 from pocketlens_wire.v1 import retrieval_pb2 as pb
 
-from pocketlens_edge.questions import Scalar, from_value, mode_name
+from pocketlens_edge.conditions import Value, from_value
+from pocketlens_edge.questions import mode_name
 
 ENVELOPE_BYTES = 300  # see Answer.envelope_bytes
+
+_OF_EDITION_2 = ("where", "modifiers", "least_score", "skip", "group_by", "payload", "rerank")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hit:
-    """One gallery picture. score: cosine, -1 to 1. payload: what the gallery knows of it, `file` among it."""
+    """One gallery picture. score: cosine, -1 to 1. payload: what the gallery knows of it, `file` among it. group: the
+    value that it stands under where groups were asked for."""
 
     id: str
     score: float
-    payload: dict[str, Scalar]
+    payload: dict[str, Value]
+    group: Value | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +41,8 @@ class Answer:
     mode: `zero-shot` or `tuned`, as it was answered.
     notes: what the asker should know, sentences.
     words_used: the words that reached the text tower, if they had to be cut; else empty.
-    generation: the state of the gallery that answered.
+    generation: the state of the gallery that answered; pages of one state belong together.
+    reranked: pictures that were sorted anew, where that was asked; 0: none.
     """
 
     hits: list[Hit]
@@ -47,6 +54,7 @@ class Answer:
     generation: str
     token_space: str
     gallery_space: str
+    reranked: int = 0
 
     @property
     def envelope_bytes(self) -> int:
@@ -64,11 +72,16 @@ def answer_of(
     """The reply in plain values.
 
     Raises SpaceMismatch if it speaks another token space than the question: a server that did not look at the
-    question's must not be believed."""
+    question's must not be believed. ServerFault for one too old to have understood all of the question."""
     if reply.token_space != request.token_space:
         raise SpaceMismatch(
             f"{server} answered in token space `{reply.token_space}`; this device asked in `{request.token_space}`. "
             "Install the edge half of the server's bundle, or ask a server of the device's space."
+        )
+    if reply.edition < EDITION and (ignored := [name for name in _OF_EDITION_2 if _is_set(request, name)]):
+        raise ServerFault(
+            f"{server} is too old for this question: it takes no notice of {', '.join(ignored)}. "
+            "Ask without, or have the server updated."
         )
     times = reply.times
     return Answer(
@@ -77,6 +90,7 @@ def answer_of(
                 id=hit.id,
                 score=hit.score,
                 payload={key: from_value(hit.payload[key]) for key in sorted(hit.payload)},
+                group=from_value(hit.group) if hit.HasField("group") else None,
             )
             for hit in reply.hits
         ],
@@ -96,4 +110,9 @@ def answer_of(
         generation=reply.generation,
         token_space=reply.token_space,
         gallery_space=reply.gallery_space,
+        reranked=reply.reranked,
     )
+
+
+def _is_set(request: pb.SearchRequest, name: str) -> bool:
+    return any(field.name == name for field, _ in request.ListFields())

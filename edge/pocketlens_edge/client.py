@@ -7,7 +7,9 @@ benchmarks; knows no pictures."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+import queue
+import threading
+from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, cast
 
@@ -17,12 +19,13 @@ import numpy as np
 from google.protobuf.message import Message
 from numpy.typing import NDArray
 from pocketlens_wire.api_key import ApiKey
-from pocketlens_wire.errors import BadQuery, Unavailable
+from pocketlens_wire.errors import BadQuery, TooLate, Unavailable
 from pocketlens_wire.tokens import Encoding
 from pocketlens_wire.v1 import retrieval_pb2 as pb
 from pocketlens_wire.v1.retrieval_pb2_grpc import RetrievalStub
 
 from pocketlens_edge.answers import ENVELOPE_BYTES, Answer, Hit, answer_of
+from pocketlens_edge.conditions import Where
 from pocketlens_edge.connection import (
     ATTEMPTS,
     Tls,
@@ -34,9 +37,10 @@ from pocketlens_edge.connection import (
     plain_error,
     trace_metadata,
 )
-from pocketlens_edge.questions import Mode, Scalar, question
+from pocketlens_edge.questions import Mode, Modifier, question
 
 if TYPE_CHECKING:
+    from pocketlens_edge.converse import AsyncConversation, Conversation
     from pocketlens_edge.encoder import Encoder
 
 __all__ = ["ATTEMPTS", "ENVELOPE_BYTES", "Answer", "Answerer", "AsyncClient", "Client", "Hit", "Tls", "open_channel"]
@@ -50,6 +54,7 @@ class Answerer(Protocol):
 
     def search(self, request: pb.SearchRequest) -> pb.SearchReply: ...
     def describe(self, request: pb.DescribeRequest) -> pb.DescribeReply: ...
+    def converse(self, messages: Iterable[pb.ConverseRequest]) -> Iterator[pb.ConverseReply]: ...
 
 
 class Client:
@@ -109,15 +114,41 @@ class Client:
         *,
         top: int = 10,
         mode: Mode | None = None,
-        where: Mapping[str, Scalar] | None = None,
+        where: Where | None = None,
+        modifiers: Sequence[Modifier | str] = (),
+        least_score: float | None = None,
+        skip: int = 0,
+        group_by: str | None = None,
+        group_size: int = 1,
+        payload: Sequence[str] | None = None,
+        rerank: bool = False,
     ) -> Answer:
         """Ask for `top` pictures: like the one in `tokens`, changed as `words` say; or for what they say.
 
-        `tokens` is float32 (count, width), or None for words alone.
-        `mode` None leaves the choice to the server; `where` keeps pictures whose payload has these values.
+        `tokens` is float32 (count, width), or None for words alone. `mode` None leaves the choice to the server.
+        `where`: values that a hit's payload must have by their keys, or a Filter, which can say more.
+        `modifiers`: further words, read after `words`; with weights other than 1, `unwanted(...)` among them, they move
+        the query towards what they say or away from it. `least_score`: cosine below which nothing is a hit. `skip`:
+        hits left out at the best end, for a further page. `group_by`: a payload key of which each value gives at most
+        `group_size` hits; `top` and `skip` then count values. `payload`: keys to give back, None for all. `rerank`:
+        sort the best anew by what they have in common; `Answer.reranked` says whether it was done.
         Raises BadQuery before sending what cannot be asked, and otherwise the PocketlensError of the
         server's status, in plain words."""
-        return self.ask(self.question(tokens, words, top=top, mode=mode, where=where))
+        question = self.question(
+            tokens,
+            words,
+            top=top,
+            mode=mode,
+            where=where,
+            modifiers=modifiers,
+            least_score=least_score,
+            skip=skip,
+            group_by=group_by,
+            group_size=group_size,
+            payload=payload,
+            rerank=rerank,
+        )
+        return self.ask(question)
 
     def question(
         self,
@@ -126,10 +157,33 @@ class Client:
         *,
         top: int = 10,
         mode: Mode | None = None,
-        where: Mapping[str, Scalar] | None = None,
+        where: Where | None = None,
+        modifiers: Sequence[Modifier | str] = (),
+        least_score: float | None = None,
+        skip: int = 0,
+        group_by: str | None = None,
+        group_size: int = 1,
+        payload: Sequence[str] | None = None,
+        rerank: bool = False,
     ) -> pb.SearchRequest:
         """What `search` would ask. Raises BadQuery for what cannot be asked; nothing is sent."""
-        return _question(self, tokens, words, top, mode, where)
+        return question(
+            token_space=self.token_space,
+            encoder_id=self.encoder_id,
+            tokens=tokens,
+            words=words,
+            encoding=self.encoding,
+            top=top,
+            mode=mode,
+            where=where or {},
+            modifiers=modifiers,
+            least_score=least_score,
+            skip=skip,
+            group_by=group_by,
+            group_size=group_size,
+            payload=payload,
+            rerank=rerank,
+        )
 
     def ask(self, request: pb.SearchRequest) -> Answer:
         """Ask a question as it is, such as one that was kept. Raises the PocketlensError of the server's status."""
@@ -138,6 +192,14 @@ class Client:
         took_ms = 1e3 * (perf_counter() - start)
         sent = request.ByteSize() if self._remote else 0
         return answer_of(reply, request, server=self.server, round_trip_ms=took_ms, request_bytes=sent)
+
+    def converse(self, opening: NDArray[np.float32] | pb.SearchRequest) -> Conversation:
+        """A question refined turn by turn: `opening` is a picture's tokens, or what `question` gave, which may have
+        words, conditions and a page of its own. Nothing is sent before the first turn."""
+        from pocketlens_edge.converse import Conversation
+
+        first = opening if isinstance(opening, pb.SearchRequest) else self.question(opening)
+        return Conversation(first, _Line(self._answerer), server=self.server, sends=self._remote is not None)
 
 
 class AsyncClient:
@@ -190,10 +252,66 @@ class AsyncClient:
         *,
         top: int = 10,
         mode: Mode | None = None,
-        where: Mapping[str, Scalar] | None = None,
+        where: Where | None = None,
+        modifiers: Sequence[Modifier | str] = (),
+        least_score: float | None = None,
+        skip: int = 0,
+        group_by: str | None = None,
+        group_size: int = 1,
+        payload: Sequence[str] | None = None,
+        rerank: bool = False,
     ) -> Answer:
         """As `Client.search`."""
-        return await self.ask(_question(self, tokens, words, top, mode, where))
+        question = self.question(
+            tokens,
+            words,
+            top=top,
+            mode=mode,
+            where=where,
+            modifiers=modifiers,
+            least_score=least_score,
+            skip=skip,
+            group_by=group_by,
+            group_size=group_size,
+            payload=payload,
+            rerank=rerank,
+        )
+        return await self.ask(question)
+
+    def question(
+        self,
+        tokens: NDArray[np.float32] | None,
+        words: str = "",
+        *,
+        top: int = 10,
+        mode: Mode | None = None,
+        where: Where | None = None,
+        modifiers: Sequence[Modifier | str] = (),
+        least_score: float | None = None,
+        skip: int = 0,
+        group_by: str | None = None,
+        group_size: int = 1,
+        payload: Sequence[str] | None = None,
+        rerank: bool = False,
+    ) -> pb.SearchRequest:
+        """As `Client.question`: nothing is sent, so nothing is awaited."""
+        return question(
+            token_space=self.token_space,
+            encoder_id=self.encoder_id,
+            tokens=tokens,
+            words=words,
+            encoding=self.encoding,
+            top=top,
+            mode=mode,
+            where=where or {},
+            modifiers=modifiers,
+            least_score=least_score,
+            skip=skip,
+            group_by=group_by,
+            group_size=group_size,
+            payload=payload,
+            rerank=rerank,
+        )
 
     async def ask(self, request: pb.SearchRequest) -> Answer:
         """As `Client.ask`."""
@@ -202,6 +320,14 @@ class AsyncClient:
         took_ms = 1e3 * (perf_counter() - start)
         sent = request.ByteSize() if self._remote else 0
         return answer_of(reply, request, server=self.server, round_trip_ms=took_ms, request_bytes=sent)
+
+    def converse(self, opening: NDArray[np.float32] | pb.SearchRequest) -> AsyncConversation:
+        """As `Client.converse`; turns are awaited."""
+        from pocketlens_edge.converse import AsyncConversation
+
+        first = opening if isinstance(opening, pb.SearchRequest) else self.question(opening)
+        line = self._answerer.line()
+        return AsyncConversation(first, line, server=self.server, sends=self._remote is not None)
 
 
 def _ids(encoder: Encoder | None, token_space: str, encoder_id: str) -> tuple[str, str]:
@@ -219,26 +345,6 @@ def _positive(timeout_s: float) -> float:
     if not timeout_s > 0:
         raise BadQuery(f"timeout is {timeout_s} s; it must be more than 0.")
     return timeout_s
-
-
-def _question(
-    asker: Client | AsyncClient,
-    tokens: NDArray[np.float32] | None,
-    words: str,
-    top: int,
-    mode: Mode | None,
-    where: Mapping[str, Scalar] | None,
-) -> pb.SearchRequest:
-    return question(
-        token_space=asker.token_space,
-        encoder_id=asker.encoder_id,
-        tokens=tokens,
-        words=words,
-        encoding=asker.encoding,
-        top=top,
-        mode=mode,
-        where=where or {},
-    )
 
 
 class _Remote:
@@ -265,9 +371,39 @@ class _Remote:
     def describe(self, request: pb.DescribeRequest) -> pb.DescribeReply:
         return self._call(self._stub.Describe, request)
 
+    def converse(self, messages: Iterable[pb.ConverseRequest]) -> Generator[pb.ConverseReply]:
+        """Each reply must come within the deadline of a question; a conversation as a whole has none."""
+        call: Any = self._stub.Converse(iter(messages), metadata=self._metadata)
+        try:
+            while True:
+                yield self._within_deadline(call)
+        finally:
+            call.cancel()
+
     def close(self) -> None:
         if self._owns_channel:
             self._channel.close()
+
+    def _within_deadline(self, call: Any) -> pb.ConverseReply:
+        late = threading.Event()
+
+        def give_up() -> None:
+            late.set()
+            call.cancel()
+
+        timer = threading.Timer(self._timeout_s, give_up)
+        timer.start()
+        try:
+            return next(call)
+        except StopIteration:
+            raise Unavailable(f"{self._server}: the server ended the conversation.") from None
+        except grpc.RpcError as error:
+            if late.is_set():
+                raise _late(self._server, self._timeout_s) from None
+            failed = cast("grpc.Call", error)
+            raise plain_error(failed, server=self._server, timeout_s=self._timeout_s, tls=self._tls) from None
+        finally:
+            timer.cancel()
 
     def _call(self, method: grpc.UnaryUnaryMultiCallable[Request, Reply], request: Request) -> Reply:
         try:
@@ -307,6 +443,26 @@ class _AsyncRemote:
         if self._owns_channel and self._channel:
             await self._channel.close()
 
+    def line(self) -> _AsyncRemoteLine:
+        return _AsyncRemoteLine(self)
+
+    def call(self) -> Any:
+        """A conversation's stream."""
+        return self._stub().Converse(metadata=self._metadata)
+
+    async def said(self, saying: Awaitable[Any]) -> Any:
+        """What comes of one half of a turn. Raises the error of the call in plain words."""
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await saying
+        except TimeoutError:
+            raise _late(self._server, self._timeout_s) from None
+        except grpc.aio.AioRpcError as failed:
+            raise plain_error(failed, server=self._server, timeout_s=self._timeout_s, tls=self._tls) from None
+
+    def over(self) -> Unavailable:
+        return Unavailable(f"{self._server}: the server ended the conversation.")
+
     def _stub(self) -> Any:
         if self._closed:
             raise ValueError("the client is closed")
@@ -338,3 +494,73 @@ class _InThread:
 
     async def describe(self, request: pb.DescribeRequest) -> pb.DescribeReply:
         return await asyncio.to_thread(self._answerer.describe, request)
+
+    def line(self) -> _InThreadLine:
+        return _InThreadLine(self._answerer)
+
+
+# --- lines of a conversation
+
+
+def _late(server: str, timeout_s: float) -> TooLate:
+    return TooLate(
+        f"{server}, {timeout_s:g} s allowed: the turn was not answered in time, which ends the conversation."
+    )
+
+
+class _Line:
+    """Message out, reply in, over the two iterators that gRPC and a gallery on this device take and give."""
+
+    def __init__(self, answerer: Answerer) -> None:
+        self._messages: queue.SimpleQueue[pb.ConverseRequest | None] = queue.SimpleQueue()
+        self._answerer = answerer
+        self._replies: Iterator[pb.ConverseReply] | None = None
+
+    def exchange(self, message: pb.ConverseRequest) -> pb.ConverseReply:
+        self._messages.put(message)
+        self._replies = self._replies or self._answerer.converse(iter(self._messages.get, None))
+        return next(self._replies)
+
+    def close(self) -> None:
+        self._messages.put(None)  # lets go of gRPC's thread, which waits for the next message
+        if close := getattr(self._replies, "close", None):
+            close()
+
+
+class _AsyncRemoteLine:
+    """The same over a stream of gRPC's asyncio."""
+
+    def __init__(self, remote: _AsyncRemote) -> None:
+        self._remote = remote
+        self._call: Any = None
+
+    async def exchange(self, message: pb.ConverseRequest) -> pb.ConverseReply:
+        self._call = self._call or self._remote.call()
+        try:
+            await self._remote.said(self._call.write(message))
+            reply = await self._remote.said(self._call.read())
+        except asyncio.InvalidStateError:  # the call is over already; reading says why
+            reply = await self._remote.said(self._call.read())
+        except BaseException:
+            self._call.cancel()
+            raise
+        if reply is grpc.aio.EOF:
+            raise self._remote.over()
+        return reply
+
+    async def close(self) -> None:
+        if self._call:
+            self._call.cancel()
+
+
+class _InThreadLine:
+    """The same over a gallery of this process, without holding up the event loop."""
+
+    def __init__(self, answerer: Answerer) -> None:
+        self._line = _Line(answerer)
+
+    async def exchange(self, message: pb.ConverseRequest) -> pb.ConverseReply:
+        return await asyncio.to_thread(self._line.exchange, message)
+
+    async def close(self) -> None:
+        self._line.close()

@@ -6,6 +6,7 @@ meets a terminal. Called by cli.py, the demo may use it too."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ from pocketlens_edge.client import Answer, Hit
 from pocketlens_edge.sheet import Row
 
 if TYPE_CHECKING:
+    from pocketlens_edge.converse import InForce, Turn
     from pocketlens_edge.outbox import Question
 
 _SHORT_ID = 12
@@ -35,20 +37,19 @@ def printable(text: str) -> str:
 
 
 def print_answer(
-    console: Console, answer: Answer, device_ms: Mapping[str, float], made_by: Mapping[str, str] | None = None
+    console: Console,
+    answer: Answer,
+    device_ms: Mapping[str, float],
+    made_by: Mapping[str, str] | None = None,
+    *,
+    keys: Sequence[str] = (),
+    first: int = 1,
 ) -> None:
     """The hits as a table, then bytes and milliseconds, then what the asker should know.
 
-    made_by: `id`, `precision` and `provider` of the encoder, if a picture was asked with."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("rank", justify="right")
-    table.add_column("id")
-    table.add_column("file", overflow="fold")
-    table.add_column("score", justify="right")
-    for rank, hit in enumerate(answer.hits, start=1):
-        cells = (str(rank), hit.id[:_SHORT_ID], str(hit.payload.get("file", "")), f"{hit.score:.3f}")
-        table.add_row(*(Text(printable(cell)) for cell in cells))
-    console.print(table if answer.hits else "no picture matches")
+    made_by: `id`, `precision` and `provider` of the encoder, if a picture was asked with. keys: of payload, each a
+    column. first: rank of the first hit."""
+    print_hits(console, answer.hits, keys=keys, first=first)
     for line in _cost_lines(answer, device_ms):
         console.print(line, style="dim", highlight=False, soft_wrap=True)
     if made_by:
@@ -56,6 +57,61 @@ def print_answer(
         console.print(said, style="dim", highlight=False, soft_wrap=True)
     for note in answer.notes:
         console.print(Text(f"note: {printable(note)}"), soft_wrap=True)
+
+
+def print_hits(console: Console, hits: Sequence[Hit], *, keys: Sequence[str] = (), first: int = 1) -> None:
+    """The hits as a table; with a column for the group where there are groups."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("rank", justify="right")
+    table.add_column("id")
+    table.add_column("file", overflow="fold")
+    grouped = any(hit.group is not None for hit in hits)
+    further = [key for key in keys if key != "file"]
+    for name in [*(["group"] if grouped else []), *further]:
+        table.add_column(Text(printable(name)), overflow="fold")
+    table.add_column("score", justify="right")
+    for rank, hit in enumerate(hits, start=first):
+        group = [str(hit.group)] if grouped else []
+        asked = [str(hit.payload.get(key, "")) for key in further]
+        cells = (str(rank), hit.id[:_SHORT_ID], str(hit.payload.get("file", "")), *group, *asked, f"{hit.score:.3f}")
+        table.add_row(*(Text(printable(cell)) for cell in cells))
+    console.print(table if hits else "no picture matches")
+
+
+def print_turn(console: Console, turn: Turn) -> None:
+    """One turn of a conversation: what counts, the hits, what it took."""
+    console.print(
+        Text(f"turn {turn.number}: {printable(summary(turn.in_force)) or 'like the picture'}"), soft_wrap=True
+    )
+    print_hits(console, turn.answer.hits, first=turn.skip + 1)
+    answer = turn.answer
+    cost = f"sent {answer.request_bytes:,} bytes; {answer.mode}; round trip {answer.times_ms['round_trip']:.1f} ms"
+    console.print(cost, style="dim", highlight=False, soft_wrap=True)
+    for note in answer.notes:
+        console.print(Text(f"note: {printable(note)}"), soft_wrap=True)
+
+
+def summary(in_force: Sequence[InForce]) -> str:
+    """The words that count in one line: `in blue (1), not striped (2)`."""
+    return ", ".join(f"{_measured(each)} ({each.turn})" for each in in_force)
+
+
+def _measured(each: InForce) -> str:
+    if each.weight == 1:
+        return each.words
+    return f"not {each.words}" if each.weight == -1 else f"{each.weight:g} of {each.words}"
+
+
+def turn_json(turn: Turn) -> dict[str, Any]:
+    """The whole turn in plain values; keys only ever get added."""
+    return {
+        "turn": turn.number,
+        "in_force": [asdict(each) for each in turn.in_force],
+        "before": turn.before,
+        "top": turn.top,
+        "skip": turn.skip,
+        **answer_json(turn.answer, {}, first=turn.skip + 1),
+    }
 
 
 def _cost_lines(answer: Answer, device_ms: Mapping[str, float]) -> tuple[str, ...]:
@@ -110,12 +166,15 @@ def print_outbox(console: Console, waiting: Sequence[Question], *, now: datetime
         console.print(table)
 
 
-def answer_json(answer: Answer, device_ms: Mapping[str, float]) -> dict[str, Any]:
-    """The whole answer in plain values; keys only ever get added. Times in milliseconds."""
+def answer_json(answer: Answer, device_ms: Mapping[str, float], *, first: int = 1) -> dict[str, Any]:
+    """The whole answer in plain values; keys only ever get added. Times in milliseconds.
+
+    first: rank of the first hit."""
     return {
         "hits": [
             {"rank": rank, "id": hit.id, "score": hit.score, "payload": hit.payload}
-            for rank, hit in enumerate(answer.hits, start=1)
+            | ({} if hit.group is None else {"group": hit.group})
+            for rank, hit in enumerate(answer.hits, start=first)
         ],
         "mode": answer.mode,
         "notes": answer.notes,
@@ -123,6 +182,7 @@ def answer_json(answer: Answer, device_ms: Mapping[str, float]) -> dict[str, Any
         "token_space": answer.token_space,
         "gallery_space": answer.gallery_space,
         "generation": answer.generation,
+        "reranked": answer.reranked,
         "bytes": {"message": answer.request_bytes, "envelope_estimate": answer.envelope_bytes},
         "times_ms": {"device": dict(device_ms), "server_and_wire": answer.times_ms},
     }

@@ -11,7 +11,9 @@ import pytest
 from pocketlens_cloud import service as service_module
 from pocketlens_cloud.compose import Composer
 from pocketlens_cloud.gallery.embedded import EmbeddedGallery
+from pocketlens_cloud.gallery.interface import Point
 from pocketlens_cloud.indexing.ingest import content_id, index, list_pictures
+from pocketlens_cloud.rerank import RERANK, rerank
 from pocketlens_cloud.service import Service
 from pocketlens_wire import limits
 from pocketlens_wire.errors import KIND_METADATA, GalleryError, SpaceMismatch
@@ -137,7 +139,11 @@ BAD = {
     "NaN": ({"filter": [condition("price", number=math.nan)]}, INVALID, "holds number"),
     "no value": ({"filter": [pb.Condition(key="colour")]}, INVALID, "`colour` has no value"),
     "key twice": ({"filter": [condition("count", integer=i) for i in (1, 2)]}, INVALID, "is named twice"),
-    "17 conditions": ({"filter": [condition("count", integer=1)] * 17}, INVALID, "16 conditions; 17 came"),
+    "65 conditions": (
+        {"filter": [condition(f"k{i}", integer=1) for i in range(65)]},
+        INVALID,
+        "may have 64 conditions",
+    ),
     "width": ({"sentence": pack(np.ones((2, 13), np.float32))}, INVALID, "width 13"),
     "9 tokens": ({"sentence": pack(np.ones((9, 12), np.float32))}, INVALID, "9 tokens; between 1 and 8"),
     "0 tokens": ({"sentence": sentence(count=0)}, INVALID, "0 tokens"),
@@ -260,14 +266,287 @@ def test_a_hundred_questions_leave_no_file_open(toy, running):
     assert len(os.listdir("/proc/self/fd")) <= before
 
 
-@pytest.mark.parametrize(
-    ("value", "sent"),
-    [
-        (True, pb.Value(flag=True)),
-        ("2026-01-31T12:00:00Z", pb.Value(text="2026-01-31T12:00:00Z")),
-        (["ä", "b"], pb.Value(text='["ä", "b"]')),
-        ({"lat": 1.5, "lon": 2}, pb.Value(text='{"lat": 1.5, "lon": 2}')),
-    ],
-)
-def test_payload_that_the_wire_has_no_type_for_goes_as_json_text(value, sent):
-    assert service_module._value(value) == sent
+# --- more than equal values, words with weights, pages
+
+
+def clause(key: str = "", **test) -> pb.Clause:
+    return pb.Clause(condition=pb.Condition(key=key, **test))
+
+
+def values(*given: str | int) -> pb.Values:
+    return pb.Values(values=[pb.Value(**{"text" if isinstance(each, str) else "integer": each}) for each in given])
+
+
+def inner(**fields) -> pb.Clause:
+    return pb.Clause(filter=pb.Filter(**fields))
+
+
+FILTERS = {
+    "any of": (pb.Filter(all_of=[clause("colour", any_of=values("red", "blue"))]), lambda p: p["colour"] != "green"),
+    "any of numbers": (pb.Filter(all_of=[clause("count", any_of=values(1, 3))]), lambda p: p["count"] in (1, 3)),
+    "none of": (pb.Filter(all_of=[clause("colour", none_of=values("red"))]), lambda p: p["colour"] != "red"),
+    "between": (
+        pb.Filter(all_of=[clause("price", between=pb.Between(above=2, most=5))]),
+        lambda p: 2 < p["price"] <= 5,
+    ),
+    "from, below": (
+        pb.Filter(all_of=[clause("count", between=pb.Between(least=1, below=3))]),
+        lambda p: 1 <= p["count"] < 3,
+    ),
+    "missing": (pb.Filter(all_of=[clause("colour", missing=pb.Missing())]), lambda p: False),
+    "not missing": (pb.Filter(none_of=[clause("colour", missing=pb.Missing())]), lambda p: True),
+    "two of three": (
+        pb.Filter(
+            any_of=[clause("colour", any_of=values("red")), clause("sold", equals=pb.Value(flag=True)),
+                    clause("count", any_of=values(0, 1))],
+            at_least=2,
+        ),
+        lambda p: (p["colour"] == "red") + p["sold"] + (p["count"] < 2) >= 2,
+    ),
+    "one in another": (
+        pb.Filter(
+            all_of=[clause("sold", equals=pb.Value(flag=True))],
+            any_of=[inner(all_of=[clause("colour", any_of=values("red")), clause("count", any_of=values(0))]),
+                    inner(none_of=[clause("price", between=pb.Between(least=5))])],
+        ),
+        lambda p: p["sold"] and ((p["colour"] == "red" and p["count"] == 0) or p["price"] < 5),
+    ),
+}  # fmt: skip
+
+
+def payload_of(hit: pb.Hit) -> dict:
+    return {key: getattr(value, value.WhichOneof("kind")) for key, value in hit.payload.items()}
+
+
+@pytest.mark.parametrize("case", FILTERS)
+def test_a_filter_keeps_just_what_it_says(toy, running, case):
+    tree, holds = FILTERS[case]
+    everything = [(hit.id, payload_of(hit)) for hit in running.search(toy.request(top=40)).hits]
+    assert len(everything) == 40
+    kept = running.search(toy.request(top=40, where=tree)).hits
+    assert [hit.id for hit in kept] == [point for point, payload in everything if holds(payload)]
+
+
+def test_ids_and_both_kinds_of_condition_hold_together(toy, running):
+    best = [hit.id for hit in running.search(toy.request(top=9)).hits]
+    tree = pb.Filter(all_of=[clause(has_id=pb.Ids(ids=best))])
+    assert [hit.id for hit in running.search(toy.request(top=40, where=tree)).hits] == best
+    both = running.search(toy.request(top=40, where=tree, filter=[condition("sold", flag=True)])).hits
+    assert {hit.id for hit in both} < set(best)
+    assert all(hit.payload["sold"].flag for hit in both)
+
+
+@pytest.mark.parametrize("mode", [pb.MODE_ZERO_SHOT, pb.MODE_TUNED])
+def test_words_with_weights_move_the_query_as_numpy_would(toy, running, seen, mode):
+    tokens, ids = toy.sentence(5), seen[0]
+    nothing = toy.text([])
+
+    def asked(words: list[str], *, alone: bool = False) -> np.ndarray:
+        said = toy.text(words) if words else nothing
+        if alone:
+            composed, picture = said, nothing
+        else:
+            picture = toy.text([*PHOTO, tokens])
+            composed = toy.text([*PHOTO, tokens, ",", *words]) if words else picture
+        return composed if mode == pb.MODE_ZERO_SHOT else toy.query(composed, picture, said)
+
+    query = asked(["in", "red", ",", "smaller"])  # what has weight 1 is one text
+    query = query + 0.5 * (asked(["on", "grass"]) - asked([]))  # more of it: beside the picture
+    query = query - 1.0 * (asked(["dotted"], alone=True) - asked([], alone=True))  # not this: on the words alone
+    query /= np.linalg.norm(query)
+    scores = seen[1]["original" if mode == pb.MODE_ZERO_SHOT else "union"] @ query
+    best = np.argsort(-scores)[:7]
+    said = [("smaller", None), ("on grass", 0.5), ("dotted", -1.0), ("zebra", 0.0)]
+    modifiers = [pb.Modifier(words=words, weight=weight) for words, weight in said]
+    changes = {"sentence": pack(tokens, Encoding.F32), "mode": mode, "top": 7}
+    reply = running.search(toy.request(words="in red", modifiers=modifiers, **changes))
+    assert [hit.id for hit in reply.hits] == [ids[i] for i in best]
+    assert np.abs([hit.score for hit in reply.hits] - scores[best]).max() < COSINE
+    assert list(reply.notes) == []  # weight 0 is as if the words were not there, unknown ones too
+    without = running.search(toy.request(words="in red", modifiers=modifiers[:3], **changes))
+    assert list(without.hits) == list(reply.hits)
+
+
+def test_modifiers_that_cancel_each_other_out_say_so(toy, running):
+    less = [pb.Modifier(words="red", weight=weight) for weight in (2.0, -2.0)]
+    same = running.search(toy.request(sentence=None, encoder=None, words="hat", modifiers=less))
+    plain = running.search(toy.request(sentence=None, encoder=None, words="hat"))
+    assert [hit.id for hit in same.hits] == [hit.id for hit in plain.hits]
+    with pytest.raises(grpc.RpcError, match="the query is empty"):
+        running.search(
+            toy.request(sentence=None, encoder=None, words="", modifiers=[pb.Modifier(words="red", weight=0)])
+        )
+
+
+def test_pages_fit_together_and_end(toy, running):
+    whole = list(running.search(toy.request(top=40)).hits)
+    pages = [running.search(toy.request(top=15, skip=skip)) for skip in (0, 15, 30, 45)]
+    assert [len(page.hits) for page in pages] == [15, 15, 10, 0]
+    assert [hit for page in pages for hit in page.hits] == whole
+    assert len({page.generation for page in pages}) == 1
+
+
+def test_a_least_score_cuts_off(toy, running):
+    whole = running.search(toy.request(top=40)).hits
+    bound = (whole[9].score + whole[10].score) / 2
+    assert list(running.search(toy.request(top=40, least_score=bound)).hits) == list(whole[:10])
+    assert len(running.search(toy.request(top=40, least_score=-1)).hits) == 40
+
+
+def test_groups_say_what_they_are_groups_of(toy, running):
+    whole = running.search(toy.request(top=40)).hits
+    grouped = running.search(toy.request(top=2, group_by="colour", group_size=3, payload=pb.Projection(keys=["count"])))
+    colours = list(dict.fromkeys(hit.payload["colour"].text for hit in whole))[:2]
+    wanted = [hit for colour in colours for hit in [h for h in whole if h.payload["colour"].text == colour][:3]]
+    assert {hit.id: hit.group.text for hit in grouped.hits} == {hit.id: hit.payload["colour"].text for hit in wanted}
+    assert [hit.score for hit in grouped.hits] == sorted((hit.score for hit in grouped.hits), reverse=True)
+    assert {tuple(hit.payload) for hit in grouped.hits} == {("count",)}
+    assert not whole[0].HasField("group")
+
+
+def test_only_the_payload_asked_for_comes_back(toy, running):
+    whole = running.search(toy.request())
+    some = running.search(toy.request(payload=pb.Projection(keys=["colour", "price"])))
+    none = running.search(toy.request(payload=pb.Projection()))
+    assert [hit.id for hit in some.hits] == [hit.id for hit in none.hits] == [hit.id for hit in whole.hits]
+    assert {tuple(sorted(hit.payload)) for hit in some.hits} == {("colour", "price")}
+    assert not any(hit.payload for hit in none.hits)
+
+
+def test_the_best_are_sorted_anew_where_that_is_asked(toy, running, seen):
+    ids, vectors = seen
+    plain = running.search(toy.request(top=40))
+    both = toy.text([*PHOTO, toy.sentence(0), ",", "in", "red"])
+    query = toy.query(both, toy.text([*PHOTO, toy.sentence(0)]), toy.text(["in", "red"]))
+    first = [ids.index(hit.id) for hit in plain.hits]
+    scores = np.array([hit.score for hit in plain.hits], np.float32)
+    places, _ = rerank(query, vectors["union"][first], scores)
+    anew = running.search(toy.request(top=40, rerank=True))
+    assert [hit.id for hit in anew.hits] == [plain.hits[place].id for place in places]
+    assert [hit.id for hit in anew.hits] != [hit.id for hit in plain.hits]
+    assert {hit.id: hit.score for hit in anew.hits} == {hit.id: hit.score for hit in plain.hits}  # cosines still
+    assert (anew.reranked, plain.reranked) == (RERANK.depth, 0)
+    pages = [running.search(toy.request(top=10, skip=skip, rerank=True)) for skip in (0, 10, 20, 30)]
+    assert [hit.id for page in pages for hit in page.hits] == [hit.id for hit in anew.hits]
+    few = running.search(toy.request(top=3, least_score=scores[4], rerank=True))
+    assert (few.reranked, len(few.hits)) == (5, 3)
+    assert running.search(toy.request(least_score=1, rerank=True)).reranked == 0
+
+
+def test_lists_and_places_come_back_as_such(toy, composer, serve, tmp_path, seen):
+    ids, vectors = seen
+    held = {"tags": ["new", "red"], "sizes": [38, 40], "at": {"lat": 48.2, "lon": 16.4}}
+    point = Point(ids[0], {name: vectors[name][0] for name in ("original", "union")}, held)
+    made = EmbeddedGallery.create(
+        tmp_path / "g", dim=toy.dim, vectors=["original", "union"], gallery_space=toy.gallery_space
+    )
+    with made as gallery:
+        gallery.upsert([point])
+        with serve(Service(composer, gallery)) as running:
+            near = pb.Condition(key="at", near=pb.Near(latitude=48, longitude=16, radius_m=100_000))
+            tree = pb.Filter(all_of=[clause("tags", any_of=values("red")), pb.Clause(condition=near)])
+            (hit,) = running.search(toy.request(where=tree)).hits
+    assert hit.payload["tags"].several == values("new", "red")
+    assert hit.payload["sizes"].several == values(38, 40)
+    assert hit.payload["at"].place == pb.Place(latitude=48.2, longitude=16.4)
+
+
+def nested(depth: int) -> pb.Filter:
+    tree = pb.Filter(all_of=[clause("count", any_of=values(1))])
+    for _ in range(depth - 1):
+        tree = pb.Filter(all_of=[pb.Clause(filter=tree)])
+    return tree
+
+
+def only(**test) -> dict:
+    return {"where": pb.Filter(all_of=[pb.Clause(condition=pb.Condition(**test))])}
+
+
+LATER = pb.Condition.FromString(pb.Condition(key="count").SerializeToString() + b"\xfa\x07\x01x")  # a test of field 127
+COUNTED = clause("count", any_of=values(1))
+
+HOSTILE = {
+    "7 deep": ({"where": nested(7)}, "may lie 6 deep"),
+    "45 deep": ({"where": nested(45)}, "may lie 6 deep"),
+    "1,000 clauses": ({"where": pb.Filter(any_of=[COUNTED] * 1000)}, "may have 64 conditions"),
+    "64 and 1": (
+        {"where": pb.Filter(any_of=[COUNTED] * 64), "filter": [condition("count", integer=1)]},
+        "may have 64 conditions",
+    ),
+    "257 values": (only(key="count", any_of=values(*range(257))), "1 to 256; 257 came"),
+    "no values": (only(key="count", any_of=values()), "1 to 256; 0 came"),
+    "mixed values": (only(key="count", any_of=values(1, "red")), "texts alone or integers alone"),
+    "flags listed": (only(key="sold", any_of=pb.Values(values=[pb.Value(flag=True)])), "texts alone"),
+    "values of another type": (only(key="count", none_of=values("red")), "holds integer"),
+    "too much text": (only(key="colour", any_of=values(*["x" * 400] * 50)), "16,384 bytes"),
+    "a condition of a later version": ({"where": pb.Filter(all_of=[pb.Clause(condition=LATER)])}, "no test that this"),
+    "a clause of nothing": ({"where": pb.Filter(all_of=[pb.Clause()])}, "neither a condition nor a filter"),
+    "an empty filter inside": ({"where": pb.Filter(any_of=[inner()])}, "is empty"),
+    "three of two": (
+        {"where": pb.Filter(any_of=[clause("count", any_of=values(1))] * 2, at_least=3)}, "at least 3 of the 2",
+    ),
+    "range without bounds": (only(key="price", between=pb.Between()), "needs a bound"),
+    "range NaN": (only(key="price", between=pb.Between(least=math.nan)), "must be finite; nan came"),
+    "range of text": (only(key="colour", between=pb.Between(least=1)), "holds text"),
+    "words in a number": (only(key="price", says="red"), "holds number"),
+    "no words": (only(key="colour", says="  "), "has no words"),
+    "place NaN": (only(key="colour", near=pb.Near(latitude=math.nan, radius_m=1)), "latitude is -90 to 90"),
+    "place beyond the pole": (only(key="colour", near=pb.Near(latitude=91, radius_m=1)), "latitude is -90 to 90"),
+    "place without radius": (only(key="colour", near=pb.Near(latitude=1)), "a radius is above 0"),
+    "place of text": (only(key="colour", near=pb.Near(latitude=1, radius_m=1)), "holds text"),
+    "id of letters": (only(has_id=pb.Ids(ids=["z" * 32])), "is not 32 hex digits"),
+    "id under a key": (only(key="colour", has_id=pb.Ids(ids=["0" * 32])), "under no key"),
+    "unknown key inside": (
+        {"where": pb.Filter(any_of=[inner(none_of=[clause("size", missing=pb.Missing())])])}, "is unknown",
+    ),
+    "weight NaN": ({"modifiers": [pb.Modifier(words="red", weight=math.nan)]}, "weight is -2 to 2; nan came"),
+    "weight 3": ({"modifiers": [pb.Modifier(words="red", weight=3)]}, "weight is -2 to 2; 3.0 came"),
+    "nine modifiers": ({"modifiers": [pb.Modifier(words="red")] * 8}, "8 modifiers, words counted; 9 came"),
+    "words too many bytes": ({"modifiers": [pb.Modifier(words="é" * 2049)]}, "4096 bytes of UTF-8"),
+    "only what is unwanted": (
+        {"sentence": None, "encoder": None, "words": None, "modifiers": [pb.Modifier(words="red", weight=-1)]},
+        "the query is empty",
+    ),
+    "page too deep": ({"skip": 1996}, "reach at most 2000 hits; 1996 and 5 came"),
+    "page beyond numbers": ({"skip": 2**32 - 1}, "reach at most 2000 hits"),
+    "groups too many": ({"group_by": "colour", "skip": 96}, "reach at most 100 groups"),
+    "groups too large": ({"group_by": "colour", "group_size": 201}, "more than 1000 hits"),
+    "groups of numbers": ({"group_by": "price"}, "holds number"),
+    "groups of nothing known": ({"group_by": "size"}, "group key `size` is unknown"),
+    "group size alone": ({"group_size": 2}, "group_by is missing"),
+    "equal to several": (
+        only(key="count", equals=pb.Value(several=values(1, 2))), "a value to be equal to is one text",
+    ),
+    "groups sorted anew": ({"group_by": "colour", "rerank": True}, "does not go with group_by"),
+    "score NaN": ({"least_score": math.nan}, "least_score must be -1 to 1"),
+    "score 2": ({"least_score": 2}, "least_score must be -1 to 1"),
+    "unknown payload": ({"payload": pb.Projection(keys=["size"])}, "payload key `size` is unknown"),
+    "payload of nothing": ({"payload": pb.Projection(keys=[""])}, "is unknown"),
+    "payload without end": ({"payload": pb.Projection(keys=["colour"] * 257)}, "256 keys; 257 came"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_bad_filter_page_or_weight_is_refused_in_a_sentence(toy, running, case):
+    changes, said = HOSTILE[case]
+    with pytest.raises(grpc.RpcError) as caught:
+        running.search(toy.request(**changes))
+    assert (caught.value.code(), said in caught.value.details()) == (INVALID, True), caught.value.details()
+    assert len(caught.value.details()) < 600
+    assert dict(caught.value.trailing_metadata())[KIND_METADATA] == "BadQuery"
+
+
+def test_every_bound_is_told(running):
+    told = running.stub.Describe(pb.DescribeRequest())
+    for name in (
+        "modifiers",
+        "filter_depth",
+        "values",
+        "filter_bytes",
+        "reach",
+        "groups",
+        "turns",
+        "conversation_bytes",
+    ):
+        assert getattr(told, f"max_{name}") == getattr(limits, f"MAX_{name.upper()}") > 0
+    assert (told.max_idle_s, told.max_conditions) == (limits.MAX_IDLE_S, limits.MAX_CONDITIONS)

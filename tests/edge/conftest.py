@@ -166,6 +166,9 @@ class FakeService(RetrievalServicer):
         self.delay_s = 0.0
         self.files = ("one.png", "two.png")
         self.notes: list[str] = []
+        self.edition = 2
+        self.said: list[pb.ConverseRequest] = []  # in conversations
+        self.go_on = threading.Event()  # a turn that says "wait" waits for it
         self.description = pb.DescribeReply(
             token_space=TOKEN_SPACE,
             gallery_space="gs-0123456789abcdef",
@@ -198,7 +201,35 @@ class FakeService(RetrievalServicer):
             mode=request.mode or pb.MODE_TUNED,
             generation="g1",
             notes=self.notes,
+            edition=self.edition,
         )
+
+    def Converse(self, request_iterator: Iterator[pb.ConverseRequest], context: grpc.ServicerContext) -> Any:  # noqa: N802
+        """Counts turns and keeps what is added; a turn that adds "no", "wait" or "end" is refused, late or the last."""
+        state = pb.State(mode=pb.MODE_TUNED)
+        for number, message in enumerate(request_iterator, start=1):
+            self.said.append(message)
+            added = list(message.open.modifiers) if number == 1 else [message.turn.add]
+            words = added[0].words if added else ""
+            if words == "end":
+                context.set_trailing_metadata(((KIND_METADATA, "SpaceMismatch"),))
+                context.abort(grpc.StatusCode.FAILED_PRECONDITION, "the spaces are not one")
+            if words == "bye":
+                return
+            if words == "wait":
+                self.go_on.wait(10)
+            if words in ("no", "later"):
+                refusal = pb.TurnError(kind="BadQuery", message="the query is empty")
+                if words == "later":
+                    refusal = pb.TurnError(kind="Overloaded", message="try again", retry_after_ms=250)
+                yield pb.ConverseReply(turn=number, state=state, error=refusal)
+                continue
+            if number == 1:
+                state.top = message.open.top
+            state.modifiers.extend(pb.InForce(turn=number, modifier=each) for each in added if each.words)
+            state.skip = message.turn.skip
+            reply = self.Search(pb.SearchRequest(top=state.top), context)
+            yield pb.ConverseReply(turn=number, state=state, reply=reply)
 
     def Describe(self, request: pb.DescribeRequest, context: grpc.ServicerContext) -> pb.DescribeReply:  # noqa: N802
         return self.description

@@ -13,8 +13,8 @@ import grpc
 import numpy as np
 import pytest
 from PIL import Image
+from pocketlens_edge.conditions import from_value
 from pocketlens_edge.encoder import Encoder
-from pocketlens_edge.questions import from_value
 
 # --- it works
 
@@ -43,6 +43,7 @@ def test_search_json_schema(run, server, service, photo):
         "token_space",
         "gallery_space",
         "generation",
+        "reranked",
         "bytes",
         "times_ms",
         "encoder",

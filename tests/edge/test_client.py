@@ -10,7 +10,8 @@ import grpc
 import numpy as np
 import pytest
 from pocketlens_edge.client import ATTEMPTS, ENVELOPE_BYTES, Client, open_channel
-from pocketlens_edge.questions import Mode, from_value, parse_filter, question, to_value
+from pocketlens_edge.conditions import as_mapping, from_value, parse_filter, to_value
+from pocketlens_edge.questions import Mode, question
 from pocketlens_wire.errors import (
     BadBundle,
     BadQuery,
@@ -139,7 +140,7 @@ def test_what_cannot_be_asked_is_not_sent(changes, message):
     ],
 )
 def test_a_filter_value_is_typed_by_its_look(text, value):
-    parsed = parse_filter([text])[text.partition("=")[0]]
+    parsed = (as_mapping(parse_filter([text])) or {})[text.partition("=")[0]]
     assert parsed == value
     assert type(parsed) is type(value)
     assert from_value(to_value("key", parsed)) == value

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import typer
 from pocketlens_bench.protocols import PROTOCOLS
+from pocketlens_cloud.serving import front
 from pocketlens_edge import outbox
 from pocketlens_samples.catalogue import ATTRIBUTES
 from pocketlens_samples.language import vocabulary
@@ -138,9 +139,20 @@ def test_the_token_tables_are_the_codecs():
 def test_the_limits_are_the_codes():
     said = {row[0]: row[1] for row in _table("query.md", "what")}
     assert said["words"].startswith(f"{limits.MAX_WORDS_BYTES:,} bytes")
-    assert said["filters"] == str(limits.MAX_CONDITIONS)
+    assert said["filters"].startswith(f"{limits.MAX_CONDITIONS} conditions")
+    assert said["turns of a conversation"] == str(limits.MAX_TURNS)
     assert said["hits"] == f"{limits.MAX_TOP:,}"
     assert said["one request"] == f"{limits.MAX_REQUEST_BYTES // 1024} KiB"
+
+
+def test_the_limits_of_the_wire_are_the_codes():
+    told = {row[2]: int(row[1].replace(",", "")) for row in _table("wire.md", "of one request")}
+    assert told == {name: getattr(limits, name.upper()) for name in told}
+    text = (ROOT / "docs/wire.md").read_text()
+    for name, unit in (("turns", "turns"), ("conversation_bytes", "bytes in all"), ("idle_s", "s")):
+        assert f"{getattr(limits, f'MAX_{name.upper()}'):,} {unit} (`max_{name}`)" in text
+    assert f"| {front.MAX_CONVERSATIONS} others converse already |" in text
+    assert f"and has {front.TURN_S:g} s." in text
 
 
 def test_the_limits_of_an_outbox_are_the_codes():

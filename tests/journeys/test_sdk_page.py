@@ -1,7 +1,8 @@
-"""The examples of docs/sdk.md, run as they stand there, against a live server on the sample bundle."""
+"""The examples of docs/sdk.md and docs/converse.md, run as they stand, against a live server on the sample bundle."""
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -16,6 +17,9 @@ from pocketlens_wire.bundle import default_bundle
 
 PAGE = (Path(__file__).parents[2] / "docs/sdk.md").read_text()
 EXAMPLES = dict(re.findall(r"^## ([^\n]+)\n(?:(?!^## ).)*?^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL))
+
+TALK = Path(__file__).parents[2] / "docs/converse.md"
+(CONVERSATION,) = re.findall(r"^```python\n(.*?)^```", TALK.read_text(), re.MULTILINE | re.DOTALL)
 
 # A camera that gives the picture twice, as OpenCV would: BGR.
 CAMERA = """
@@ -48,7 +52,7 @@ def run(device, address, installed):
         """Lines that the example prints."""
         paths = [str(device), str(installed), *filter(None, sys.path)]
         done = subprocess.run(
-            [sys.executable, "-W", "error", "-c", EXAMPLES[title].replace("127.0.0.1:50551", where)],
+            [sys.executable, "-W", "error", "-c", EXAMPLES.get(title, CONVERSATION).replace("127.0.0.1:50551", where)],
             cwd=device, env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)}, capture_output=True, text=True,
             timeout=60,
         )  # fmt: skip
@@ -69,7 +73,13 @@ def wanted(device, address) -> list[tuple[str, str]]:
 
 
 def test_the_page_has_the_examples_that_are_run_here():
-    assert list(EXAMPLES) == ["One question", "Many at once, in asyncio", "A camera", "A gallery on the device"]
+    assert list(EXAMPLES) == [
+        "One question",
+        "More to ask",
+        "Many at once, in asyncio",
+        "A camera",
+        "A gallery on the device",
+    ]
     assert PAGE.count("```python\n") == len(EXAMPLES)
 
 
@@ -77,6 +87,19 @@ def test_one_question(run, wanted):
     *hits, told = run("One question")
     assert [tuple(line.split()) for line in hits] == wanted[:5]
     assert re.fullmatch(r"\d+ bytes sent, answered in \d+ ms", told)
+
+
+def test_more_to_ask(run):
+    pages, groups = run("More to ask")
+    assert pages == "8 True"
+    assert len(set(ast.literal_eval(groups))) == 3
+
+
+def test_a_conversation(run, wanted):
+    in_force, going_back = run("A conversation")
+    assert in_force == "['in blue (1)', 'on grass (2)']"
+    number, files = going_back.split(" ", 1)
+    assert (number, len(ast.literal_eval(files))) == ("4", 3)
 
 
 def test_one_question_without_a_server_ends_in_a_sentence(device, installed):
@@ -127,7 +150,7 @@ def test_the_errors_of_the_page_are_those_there_are():
 def test_a_type_checker_finds_nothing_to_say_of_the_examples(tmp_path):
     """In strict mode: all types of the package are known to its users."""
     pytest.importorskip("pyright")
-    for number, code in enumerate(EXAMPLES.values()):
+    for number, code in enumerate([*EXAMPLES.values(), CONVERSATION]):
         (tmp_path / f"example_{number}.py").write_text(code)
     (tmp_path / "cv2.pyi").write_text("from typing import Any\nVideoCapture: Any\n")
     rooms = [str(Path(__file__).parents[2] / room) for room in ("edge", "protos")]

@@ -36,7 +36,7 @@ def describe(
             return
         for name, value in facts.items():
             said = ", ".join(map(str, value)) if isinstance(value, list) else value
-            out.print(f"{name:>18}  {said}", markup=False, highlight=False)
+            out.print(f"{name:>22}  {said}", markup=False, highlight=False)
 
 
 def _ask_describe(server: str, timeout_s: float, ca: Path | None, api_key_file: Path | None) -> dict[str, object]:

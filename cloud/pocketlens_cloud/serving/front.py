@@ -4,14 +4,18 @@ Owns how many may be in the house, when one is turned away, and the order check 
 means is service.py's, which rows are read together batching.py's, what it came through server.py's and gateway.py's."""
 
 import asyncio
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
-from pocketlens_wire.errors import Overloaded, TooLate
+from pocketlens_wire import limits
+from pocketlens_wire.errors import Overloaded, PocketlensError, ServerFault, TooLate, Unavailable
 from pocketlens_wire.v1 import retrieval_pb2 as pb
 
+from pocketlens_cloud.conversation import Conversation
 from pocketlens_cloud.service import Service
 from pocketlens_cloud.serving.batching import Batcher, Limits
 
@@ -19,13 +23,19 @@ HANDS: Final = 4  # threads that check questions and search; the text tower has 
 MAX_INSIDE: Final = 256  # questions in the house before new ones are turned away, whatever they wait for
 MIN_RETRY_S: Final = 0.05
 PATIENCE_S: Final = 0.1  # expected wait before the text tower beyond which new questions are turned away
+TURN_S: Final = 10.0  # that one turn of a conversation has, since a conversation itself has no deadline
+MAX_CONVERSATIONS: Final = 128  # open at once: each is a stream that waits for a person
+
+log = logging.getLogger(__name__)
 
 _Result = TypeVar("_Result")
+Read = Callable[[], Awaitable[pb.ConverseRequest | None]]
+LetGo = Callable[[PocketlensError], object]
 Until = float  # time.monotonic() of a deadline; inf for none
 
 
 class Front:
-    """The two methods of pocketlens.v1.Retrieval, as coroutines around a Service."""
+    """The methods of pocketlens.v1.Retrieval, as coroutines around a Service."""
 
     def __init__(self, service: Service, hands: ThreadPoolExecutor, readers: ThreadPoolExecutor, batch: Limits) -> None:
         """`hands`: threads for checks and searches; `readers`: for the text tower, at least `batch.runs`."""
@@ -33,6 +43,8 @@ class Front:
         self.batcher = Batcher(service.read, readers, batch)
         self.inside = 0
         self.shed = 0
+        self.conversations = 0
+        self._closing = asyncio.Event()
 
     async def describe(self, _request: pb.DescribeRequest, _context: Any) -> pb.DescribeReply:
         return self._service.describe()
@@ -55,6 +67,54 @@ class Front:
         finally:
             self.inside -= 1
 
+    async def converse(self, read: Read, let_go: LetGo, context: Any) -> AsyncIterator[pb.ConverseReply]:
+        """Answer message after message; the next one is taken in only after the reply to the one before has left, so
+        that who sends faster than that meets the transport's own flow control.
+
+        `read` gives None at the end; `let_go` is called when a reply is not taken for long. Raises Overloaded when too
+        many converse, TooLate when nothing is said for long, Unavailable when the server stops; BadQuery and
+        SpaceMismatch as conversation.py says."""
+        if self.conversations >= MAX_CONVERSATIONS:
+            raise Overloaded(f"{self.conversations} conversations are open already: try again in a while")
+        self.conversations += 1
+        try:
+            conversation = Conversation()
+            while message := await self._next(read()):
+                reply = await self._turn(conversation, message, _until(context))
+                with _leaving_in_time(let_go):
+                    yield reply
+        finally:
+            self.conversations -= 1
+
+    async def _turn(self, conversation: Conversation, message: pb.ConverseRequest, until: Until) -> pb.ConverseReply:
+        try:
+            request = conversation.take(message)
+            return conversation.answered(await self.ask(request, min(until, time.monotonic() + TURN_S)))
+        except PocketlensError as error:
+            reply = conversation.refused(error)
+            if isinstance(error, ServerFault):
+                log.error("a turn failed", exc_info=error)
+            return reply
+
+    async def _next(self, saying: Awaitable[_Result]) -> _Result:
+        """What the other side says, waited for as long as it may be silent."""
+        said, closing = asyncio.ensure_future(saying), asyncio.ensure_future(self._closing.wait())
+        try:
+            first = asyncio.FIRST_COMPLETED
+            await asyncio.wait((said, closing), timeout=limits.MAX_IDLE_S, return_when=first)
+            if said.done():
+                return said.result()
+            if closing.done():
+                raise Unavailable("the server stops: open the conversation again in a moment")
+            raise TooLate(f"nothing was said for {limits.MAX_IDLE_S} s, which ends a conversation")
+        finally:
+            said.cancel()
+            closing.cancel()
+
+    def end_conversations(self) -> None:
+        """Let none wait for its next message any longer; a turn under way is answered."""
+        self._closing.set()
+
     def _turn_away_if_full(self, until: Until) -> None:
         wait_s = self.batcher.expected_wait_s
         if self.inside >= MAX_INSIDE:
@@ -71,6 +131,23 @@ class Front:
     async def _by_hand(self, work: Callable[..., _Result], *given: object) -> _Result:
         """`work` in a thread. A cancelled call cancels it: work that has not begun never begins."""
         return await asyncio.get_running_loop().run_in_executor(self._hands, work, *given)
+
+
+@contextmanager
+def _leaving_in_time(let_go: LetGo) -> Iterator[None]:
+    """Let go, and cancel this task, unless what it yields inside is taken in time."""
+    task = asyncio.current_task()
+    assert task is not None
+
+    def give_up() -> None:
+        let_go(TooLate(f"no reply was taken for {limits.MAX_IDLE_S} s, which ends a conversation"))
+        task.cancel()
+
+    giving_up = asyncio.get_running_loop().call_later(limits.MAX_IDLE_S, give_up)
+    try:
+        yield
+    finally:
+        giving_up.cancel()
 
 
 def _until(context: Any) -> Until:

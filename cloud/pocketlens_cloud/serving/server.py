@@ -6,9 +6,9 @@ chosen by probing grpcio 1.85, whose behaviour differs from older ones."""
 import asyncio
 import ipaddress
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn, TypeVar
 
@@ -91,6 +91,7 @@ async def run(
             await server.start()
             on_ready(bound)
             await stop.wait()
+            front.end_conversations()
             await server.stop(GRACE_S)
 
 
@@ -121,17 +122,44 @@ def _handlers(front: Front) -> grpc.GenericRpcHandler:
         "Search": (pb.SearchRequest, front.search),
         "Describe": (pb.DescribeRequest, front.describe),
     }
-    return grpc.method_handlers_generic_handler(
-        pb.DESCRIPTOR.services_by_name["Retrieval"].full_name,
-        {
-            name: grpc.unary_unary_rpc_method_handler(
-                _answering(method),
-                request_deserializer=_reader(request),
-                response_serializer=lambda reply: reply.SerializeToString(),
-            )
-            for name, (request, method) in methods.items()
-        },
+    unary = {
+        name: grpc.unary_unary_rpc_method_handler(
+            _answering(method), request_deserializer=_reader(request), response_serializer=_written
+        )
+        for name, (request, method) in methods.items()
+    }
+    converse = grpc.stream_stream_rpc_method_handler(
+        _answering_many(_conversing(front)),
+        request_deserializer=_reader(pb.ConverseRequest),
+        response_serializer=_written,
     )
+    return grpc.method_handlers_generic_handler(
+        pb.DESCRIPTOR.services_by_name["Retrieval"].full_name, {**unary, "Converse": converse}
+    )
+
+
+def _written(reply: Message) -> bytes:
+    return reply.SerializeToString()
+
+
+def _conversing(front: Front) -> Callable[[Any], AsyncIterator[Message]]:
+    """A conversation, read one message at a time."""
+
+    def converse(context: Any) -> AsyncIterator[Message]:
+        async def read() -> pb.ConverseRequest | None:
+            message = await context.read()
+            if isinstance(message, _Malformed):
+                raise BadQuery(message.reason)
+            return None if message is grpc.aio.EOF else message
+
+        def let_go(error: PocketlensError) -> None:
+            # The call's own task waits in a write that does not end: the status must come from another one.
+            leaving = asyncio.ensure_future(abort(context, error))
+            leaving.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+        return front.converse(read, let_go, context)
+
+    return converse
 
 
 def _reader(kind: type[Message]) -> Callable[[bytes], Message | _Malformed]:
@@ -149,22 +177,41 @@ def _reader(kind: type[Message]) -> Callable[[bytes], Message | _Malformed]:
 def _answering(
     method: Callable[[Any, Any], Awaitable[_Reply]],
 ) -> Callable[[Any, Any], Awaitable[_Reply]]:
-    """The error boundary: every way a call can fail becomes a status and a plain sentence here."""
+    """`method` within the error boundary."""
 
     async def answer(request: Any, context: Any) -> _Reply:
-        try:
+        async with _boundary(context):
             if isinstance(request, _Malformed):
                 raise BadQuery(request.reason)
             return await method(request, context)
-        except PocketlensError as error:
-            if isinstance(error, ServerFault):
-                log.error("a question failed", exc_info=error)
-            await abort(context, error)
-        except Exception:
-            log.exception("a question failed")
-            await abort(context, ServerFault("the server failed on this question; its log has the details"))
+        raise AssertionError("the boundary aborts")
 
     return answer
+
+
+def _answering_many(method: Callable[[Any], AsyncIterator[Message]]) -> Callable[[Any, Any], AsyncIterator[Message]]:
+    """The same for a method with many replies, which reads for itself."""
+
+    async def answer(_requests: Any, context: Any) -> AsyncIterator[Message]:
+        async with _boundary(context):
+            async for reply in method(context):
+                yield reply
+
+    return answer
+
+
+@asynccontextmanager
+async def _boundary(context: Any) -> AsyncIterator[None]:
+    """The error boundary: every way a call can fail becomes a status and a plain sentence here."""
+    try:
+        yield
+    except PocketlensError as error:
+        if isinstance(error, ServerFault):
+            log.error("a question failed", exc_info=error)
+        await abort(context, error)
+    except Exception:
+        log.exception("a question failed")
+        await abort(context, ServerFault("the server failed on this question; its log has the details"))
 
 
 async def abort(context: Any, error: PocketlensError) -> NoReturn:

@@ -9,10 +9,10 @@ from typing import NoReturn
 
 import typer
 
-from pocketlens_edge.cli import batch, doctor, encode, outbox, search
+from pocketlens_edge.cli import batch, converse, doctor, encode, outbox, search
 from pocketlens_edge.cli.root import commands, print_json
 
-__all__ = ["app", "batch", "doctor", "encode", "outbox", "search"]
+__all__ = ["app", "batch", "converse", "doctor", "encode", "outbox", "search"]
 
 _STOPPED = 130  # what typer makes of Ctrl-C
 

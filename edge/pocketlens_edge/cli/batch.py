@@ -44,9 +44,10 @@ from pocketlens_edge.cli.root import (
 if TYPE_CHECKING:
     from pocketlens_edge.batch import Answering, Summary
     from pocketlens_edge.client import Client
+    from pocketlens_edge.conditions import Filter
     from pocketlens_edge.encoder import Encoded
     from pocketlens_edge.outbox import Outbox
-    from pocketlens_edge.questions import Mode, Scalar
+    from pocketlens_edge.questions import Mode
 
 _NAMED = 10  # failed pictures named on the terminal; the file names all
 
@@ -111,7 +112,7 @@ def batch(
     if encode_only and not tokens:
         raise typer.BadParameter("--encode-only needs --tokens DIR to put them in")
     if encode_only and (text or filters or outbox):
-        raise typer.BadParameter("--encode-only asks nothing: leave out --text, --filter and --outbox")
+        raise typer.BadParameter("--encode-only asks nothing: leave out --text, --where and --outbox")
     if not out.parent.is_dir():
         raise typer.BadParameter(f"--out {out}: there is no folder {out.parent}")
 
@@ -119,6 +120,7 @@ def batch(
 
     from pocketlens_edge.batch import look_through, run
     from pocketlens_edge.client import Client
+    from pocketlens_edge.conditions import as_mapping
     from pocketlens_edge.journal import Journal
     from pocketlens_edge.questions import Mode
 
@@ -131,7 +133,9 @@ def batch(
     asked: dict[str, Any] = {"token_space": encoder.manifest.token_space, "encoder": encoder.encoder_id}
     asked["tokens"] = str(tokens.absolute()) if tokens else None  # lines say that they were kept there
     if not encode_only:
-        asked |= {"words": text, "top": top, "mode": mode, "where": where, "encoding": encoding}
+        plain = as_mapping(where)
+        asked |= {"words": text, "top": top, "mode": mode, "encoding": encoding}
+        asked["where"] = sorted(filters or []) if plain is None else plain
     with (
         Journal(out, asked=asked, pictures=found.pictures) as journal,
         Client(server, encoder, timeout_s=timeout, encoding=Encoding(encoding), tls=tls, api_key=api_key) as client,
@@ -165,7 +169,7 @@ def _answering(
     *,
     top: int,
     mode: Mode | None,
-    where: dict[str, Scalar],
+    where: Filter,
     outbox: Outbox | None,
     away: list[str],
 ) -> Answering:

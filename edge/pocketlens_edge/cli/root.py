@@ -16,11 +16,12 @@ if TYPE_CHECKING:
     from pocketlens_wire.api_key import ApiKey
     from rich.console import Console
 
+    from pocketlens_edge.conditions import Filter
     from pocketlens_edge.connection import Tls
     from pocketlens_edge.encoder import Encoder
-    from pocketlens_edge.questions import Scalar
 
 DEFAULT_SERVER = "127.0.0.1:50551"
+SHEET_TYPES = (".png", ".jpg", ".jpeg", ".webp")
 KEPT = 3  # exit code: no answer, but the question is kept
 
 commands = typer.Typer(
@@ -72,6 +73,32 @@ Engines = Annotated[
 Server = Annotated[str, typer.Option("--server", "-s", metavar="HOST:PORT", help="Server to ask.")]
 Timeout = Annotated[float, typer.Option(metavar="SECONDS", help="Deadline of the question, retries included.")]
 Text = Annotated[str, typer.Option("--text", "-t", metavar="WORDS", help="What should be different.")]
+Texts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--text",
+        "-t",
+        metavar="WORDS",
+        help="What should be different; repeatable.",
+        show_default=False,
+    ),
+]
+Sheet = Annotated[Path | None, typer.Option(metavar="FILE", help="Write a contact sheet: .png, .jpg or .webp.")]
+Pictures = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR", exists=True, file_okay=False, help="Folder that was indexed, to show the hits' pictures."
+    ),
+]
+LocalGallery = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Search this gallery on the device itself, offline, instead of asking a server. Needs both halves of "
+        "the bundle and pocketlens\\[cloud].",
+        show_default=False,
+    ),
+]
 Top = Annotated[int, typer.Option(min=1, metavar="N", help="Hits wanted.")]
 ModeName = Annotated[
     Literal["zero-shot", "tuned"] | None,
@@ -80,11 +107,14 @@ ModeName = Annotated[
 Filters = Annotated[
     list[str] | None,
     typer.Option(
+        "--where",
         "--filter",
         "-f",
-        metavar="KEY=VALUE",
-        help="Only pictures with this value; repeatable. [b]2[/b] is a number, [b]true[/b] a flag, "
-        "[b]red[/b] text, [b]'\"2\"'[/b] text too.",
+        metavar="CONDITION",
+        help="Only pictures of which this holds; repeatable. [b]colour=red[/b], [b]kind=shoe|boot[/b], "
+        "[b]tag!=sale[/b], [b]price<50[/b] (also <=, >, >=), [b]price=10..50[/b], [b]title~red mug[/b] (has the "
+        "words), [b]place@48.2,16.4,5000[/b] (metres around), [b]!discount[/b] (there is none). [b]2[/b] is a number, "
+        "[b]true[/b] a flag, [b]red[/b] text, [b]'\"2\"'[/b] text too.",
     ),
 ]
 OutboxFolder = Annotated[
@@ -244,11 +274,11 @@ def picture_source(picture: Path, raw: str | None, raw_format: str) -> tuple[Pat
     return read_picture(frame), NAME
 
 
-def parse_filters(filters: list[str] | None) -> dict[str, Scalar]:
-    """What --filter said. Raises wrong usage."""
+def parse_filters(filters: list[str] | None) -> Filter:
+    """What --where said. Raises wrong usage."""
     from pocketlens_wire.errors import BadQuery
 
-    from pocketlens_edge.questions import parse_filter
+    from pocketlens_edge.conditions import parse_filter
 
     try:
         return parse_filter(filters or [])

@@ -11,6 +11,7 @@ import typer
 from pocketlens_edge.cli.root import (
     DEFAULT_SERVER,
     KEPT,
+    SHEET_TYPES,
     ApiKeyFile,
     Authority,
     Bundle,
@@ -21,14 +22,17 @@ from pocketlens_edge.cli.root import (
     Filters,
     FollowTrace,
     Json,
+    LocalGallery,
     ModeName,
     OutboxFolder,
+    Pictures,
     Precision,
     Provider,
     Raw,
     RawFormat,
     Server,
-    Text,
+    Sheet,
+    Texts,
     Threads,
     Timeout,
     Top,
@@ -51,8 +55,6 @@ if TYPE_CHECKING:
 
     from pocketlens_edge.client import Answer, Client
 
-_SHEET_TYPES = (".png", ".jpg", ".jpeg", ".webp")
-
 _SEARCH_HELP = (
     "Ask a server for pictures like PICTURE, changed as --text says.\n\n"
     "Give a picture (a photo or a sketch), words, or both. Beside a picture, words say what should be "
@@ -61,6 +63,7 @@ _SEARCH_HELP = (
     'pocketlens-edge search mug.jpg --text "make it red"\n'
     'pocketlens-edge search sketch.png --text "in a garden" --top 5\n'
     'pocketlens-edge search --text "striped hats" -f colour=blue -f count=2\n'
+    'pocketlens-edge search mug.jpg --text "in blue" --not "on grass" --where "price<50" --page 2\n'
     "pocketlens-edge search mug.jpg --pictures gallery/ --sheet out.png\n"
     "pocketlens-edge search mug.jpg --local-gallery gallery/\n\n"
     "[b]From a camera[/b]\n\n"
@@ -84,32 +87,46 @@ def search(
         typer.Argument(help="Picture to start from; - takes it from standard input.", show_default=False),
     ] = None,
     *,
-    text: Text = "",
+    text: Texts = None,
+    unwanted: Annotated[
+        list[str] | None,
+        typer.Option("--not", metavar="WORDS", help="What it should not be; repeatable.", show_default=False),
+    ] = None,
     server: Server = DEFAULT_SERVER,
-    local_gallery: Annotated[
-        Path | None,
+    local_gallery: LocalGallery = None,
+    top: Top = 10,
+    page_number: Annotated[
+        int, typer.Option("--page", min=1, metavar="N", help="Which so many hits, as --top says: 2 is the second page.")
+    ] = 1,
+    mode: ModeName = None,
+    filters: Filters = None,
+    least_score: Annotated[
+        float | None,
+        typer.Option(min=-1, max=1, metavar="COSINE", help="Below it nothing is a hit.", show_default=False),
+    ] = None,
+    group_by: Annotated[
+        str | None,
         typer.Option(
-            metavar="DIR",
-            help="Search this gallery on the device itself, offline, instead of asking a server. Needs both halves of "
-            "the bundle and pocketlens\\[cloud].",
+            metavar="KEY",
+            help="One hit, the best, for each value of this payload key; --top counts values.",
             show_default=False,
         ),
     ] = None,
-    top: Top = 10,
-    mode: ModeName = None,
-    filters: Filters = None,
-    sheet: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a contact sheet: .png, .jpg or .webp.")
+    group_size: Annotated[int, typer.Option(min=1, metavar="N", help="So many hits for each, with --group-by.")] = 1,
+    keys: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY,KEY", help="Payload to give back, shown as columns. Default: all.", show_default=False
+        ),
     ] = None,
+    rerank: Annotated[
+        bool, typer.Option("--rerank", help="Sort the best hits anew by what they have in common, if the server can.")
+    ] = False,
+    sheet: Sheet = None,
     page: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Write the same as one self-contained page.")
     ] = None,
-    pictures: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", exists=True, file_okay=False, help="Folder that was indexed, to show the hits' pictures."
-        ),
-    ] = None,
+    pictures: Pictures = None,
     raw: Raw = None,
     raw_format: RawFormat = "rgb24",
     outbox: OutboxFolder = None,
@@ -128,14 +145,15 @@ def search(
     provider: Provider = None,
     engines: Engines = None,
 ) -> None:
-    if picture is None and not text.strip():
+    words = ", ".join(text or [])
+    if picture is None and not words.strip():
         raise typer.BadParameter("give a PICTURE, or words with --text, or both")
     if picture is None and raw:
         raise typer.BadParameter("--raw says what comes on standard input; give - as PICTURE")
     tls = tls_of(use_tls, ca, certificate, key)
     if local_gallery and (tls or api_key_file or outbox or server != DEFAULT_SERVER):
         raise typer.BadParameter("--local-gallery asks no server; leave out --server and what goes with it")
-    check_writable(sheet, "--sheet", _SHEET_TYPES)
+    check_writable(sheet, "--sheet", SHEET_TYPES)
     check_writable(page, "--html", (".html", ".htm"))
 
     from pocketlens_wire.bundle import default_bundle
@@ -144,9 +162,13 @@ def search(
 
     from pocketlens_edge.client import Client
     from pocketlens_edge.local import open_gallery
-    from pocketlens_edge.questions import Mode
+    from pocketlens_edge.questions import Mode, Modifier
+    from pocketlens_edge.questions import unwanted as away_from
 
     where = parse_filters(filters)
+    first, *further = text or [""]
+    modifiers: list[Modifier | str] = [*further, *map(away_from, unwanted or [])]
+    wanted = None if keys is None else [each.strip() for each in keys.split(",") if each.strip()]
     bundle = bundle or default_bundle()
     source, name, tokens, device_ms, made_by = None, None, None, dict[str, float](), None
     if picture is None:
@@ -173,11 +195,25 @@ def search(
             trace=trace_of(trace),
         )
         open_things.enter_context(client)
-        request = client.question(tokens, text, top=top, mode=Mode(mode) if mode else None, where=where)
+        request = client.question(
+            tokens,
+            first,
+            top=top,
+            mode=Mode(mode) if mode else None,
+            where=where,
+            modifiers=modifiers,
+            least_score=least_score,
+            skip=(page_number - 1) * top,
+            group_by=group_by,
+            group_size=group_size,
+            payload=wanted if wanted is None or not (sheet or page) else ["file", *wanted],
+            rerank=rerank,
+        )
         answer = _ask_or_keep(client, request, outbox, name, as_json=as_json)
     if sheet or page:
-        _write_pictures(answer, source, text, pictures, sheet, page)
-    _print_answer(answer, device_ms, made_by, as_json=as_json)
+        said = ", ".join([*(text or []), *(f"not {each}" for each in unwanted or [])])
+        _write_pictures(answer, source, said, pictures, sheet, page)
+    _print_answer(answer, device_ms, made_by, as_json=as_json, keys=wanted or [], first=request.skip + 1)
     if not as_json:
         for path in filter(None, (sheet, page)):
             typer.echo(f"wrote {path}")
@@ -205,15 +241,21 @@ def _ask_or_keep(
 
 
 def _print_answer(
-    answer: Answer, device_ms: dict[str, float], made_by: dict[str, str] | None, *, as_json: bool
+    answer: Answer,
+    device_ms: dict[str, float],
+    made_by: dict[str, str] | None,
+    *,
+    as_json: bool,
+    keys: list[str],
+    first: int,
 ) -> None:
-    """made_by: the encoder of the picture's tokens; None for words alone."""
+    """made_by: the encoder of the picture's tokens; None for words alone. first: rank of the first hit."""
     from pocketlens_edge.show import answer_json, print_answer
 
     if as_json:
-        print_json({**answer_json(answer, device_ms), "encoder": made_by})
+        print_json({**answer_json(answer, device_ms, first=first), "encoder": made_by})
     else:
-        print_answer(console(), answer, device_ms, made_by)
+        print_answer(console(), answer, device_ms, made_by, keys=keys, first=first)
 
 
 def _write_pictures(

@@ -18,9 +18,23 @@ export function element<Name extends keyof HTMLElementTagNameMap>(
 }
 
 /** [key, value] of a hit's payload, by key: a map on the wire has no order. */
-function payloadOf(hit: Hit): [key: string, value: Value["kind"]["value"]][] {
+function payloadOf(hit: Hit): [key: string, value: Plain][] {
   const keys = Object.keys(hit.payload).sort();
-  return keys.map((key) => [key, hit.payload[key].kind.value]);
+  return keys.map((key) => [key, plain(hit.payload[key])]);
+}
+
+type Plain = string | bigint | number | boolean | undefined;
+
+/** A value in one word: several are listed, a place is its degrees. */
+function plain({ kind }: Value): Plain {
+  switch (kind.case) {
+    case "several":
+      return kind.value.values.map(plain).join(", ");
+    case "place":
+      return `${kind.value.latitude}, ${kind.value.longitude}`;
+    default:
+      return kind.value;
+  }
 }
 
 /** A payload in few words: a flag is its name if it holds and nothing if not. */

@@ -17,6 +17,7 @@ import {
   Mode,
   SearchReplySchema,
   SearchRequestSchema,
+  ValueSchema,
   type Condition,
   type DescribeReply,
   type SearchReply,
@@ -202,7 +203,7 @@ function condition(key: string, value: Scalar): Condition {
     }
     throw badQuery(`Filter “${key}” is ${value}; a value is text, true/false or a finite number of 64 bits.`);
   };
-  return create(ConditionSchema, { key, equals: { kind: kind() } });
+  return create(ConditionSchema, { key, test: { case: "equals", value: create(ValueSchema, { kind: kind() }) } });
 }
 
 /** The gateway's refusal as an error; a body that is none of its own gives its status. */

@@ -44,6 +44,11 @@ class RetrievalStub:
                 request_serializer=pocketlens__wire_dot_v1_dot_retrieval__pb2.DescribeRequest.SerializeToString,
                 response_deserializer=pocketlens__wire_dot_v1_dot_retrieval__pb2.DescribeReply.FromString,
                 _registered_method=True)
+        self.Converse = channel.stream_stream(
+                '/pocketlens.v1.Retrieval/Converse',
+                request_serializer=pocketlens__wire_dot_v1_dot_retrieval__pb2.ConverseRequest.SerializeToString,
+                response_deserializer=pocketlens__wire_dot_v1_dot_retrieval__pb2.ConverseReply.FromString,
+                _registered_method=True)
 
 
 class RetrievalServicer:
@@ -63,6 +68,14 @@ class RetrievalServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Converse(self, request_iterator, context):
+        """Answer a question that is refined turn by turn: the tokens travel once. The first message opens the conversation,
+        each message is answered by one reply, in order; one turn is answered at a time.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RetrievalServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -75,6 +88,11 @@ def add_RetrievalServicer_to_server(servicer, server):
                     servicer.Describe,
                     request_deserializer=pocketlens__wire_dot_v1_dot_retrieval__pb2.DescribeRequest.FromString,
                     response_serializer=pocketlens__wire_dot_v1_dot_retrieval__pb2.DescribeReply.SerializeToString,
+            ),
+            'Converse': grpc.stream_stream_rpc_method_handler(
+                    servicer.Converse,
+                    request_deserializer=pocketlens__wire_dot_v1_dot_retrieval__pb2.ConverseRequest.FromString,
+                    response_serializer=pocketlens__wire_dot_v1_dot_retrieval__pb2.ConverseReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -131,6 +149,33 @@ class Retrieval:
             '/pocketlens.v1.Retrieval/Describe',
             pocketlens__wire_dot_v1_dot_retrieval__pb2.DescribeRequest.SerializeToString,
             pocketlens__wire_dot_v1_dot_retrieval__pb2.DescribeReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Converse(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/pocketlens.v1.Retrieval/Converse',
+            pocketlens__wire_dot_v1_dot_retrieval__pb2.ConverseRequest.SerializeToString,
+            pocketlens__wire_dot_v1_dot_retrieval__pb2.ConverseReply.FromString,
             options,
             channel_credentials,
             insecure,

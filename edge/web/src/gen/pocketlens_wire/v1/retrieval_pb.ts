@@ -15,7 +15,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file pocketlens_wire/v1/retrieval.proto.
  */
 export const file_pocketlens_wire_v1_retrieval: GenFile = /*@__PURE__*/
-  fileDesc("CiJwb2NrZXRsZW5zX3dpcmUvdjEvcmV0cmlldmFsLnByb3RvEg1wb2NrZXRsZW5zLnYxInYKCFNlbnRlbmNlEi4KCGVuY29kaW5nGAEgASgOMhwucG9ja2V0bGVucy52MS5Ub2tlbkVuY29kaW5nEg0KBWNvdW50GAIgASgNEg0KBXdpZHRoGAMgASgNEgwKBGRhdGEYBCABKAwSDgoGc2NhbGVzGAUgASgMIlQKBVZhbHVlEg4KBHRleHQYASABKAlIABIRCgdpbnRlZ2VyGAIgASgDSAASEAoGbnVtYmVyGAMgASgBSAASDgoEZmxhZxgEIAEoCEgAQgYKBGtpbmQiPgoJQ29uZGl0aW9uEgsKA2tleRgBIAEoCRIkCgZlcXVhbHMYAiABKAsyFC5wb2NrZXRsZW5zLnYxLlZhbHVlIuABCg1TZWFyY2hSZXF1ZXN0EhMKC3Rva2VuX3NwYWNlGAEgASgJEg8KB2VuY29kZXIYAiABKAkSKQoIc2VudGVuY2UYAyABKAsyFy5wb2NrZXRsZW5zLnYxLlNlbnRlbmNlEg0KBXdvcmRzGAQgASgJEiEKBG1vZGUYBSABKA4yEy5wb2NrZXRsZW5zLnYxLk1vZGUSCwoDdG9wGAYgASgNEigKBmZpbHRlchgHIAMoCzIYLnBvY2tldGxlbnMudjEuQ29uZGl0aW9uEhUKDWdhbGxlcnlfc3BhY2UYCCABKAkimAEKA0hpdBIKCgJpZBgBIAEoCRINCgVzY29yZRgCIAEoAhIwCgdwYXlsb2FkGAMgAygLMh8ucG9ja2V0bGVucy52MS5IaXQuUGF5bG9hZEVudHJ5GkQKDFBheWxvYWRFbnRyeRILCgNrZXkYASABKAkSIwoFdmFsdWUYAiABKAsyFC5wb2NrZXRsZW5zLnYxLlZhbHVlOgI4ASJ+CgpTdGFnZVRpbWVzEhAKCGNoZWNrX21zGAEgASgCEhAKCHF1ZXVlX21zGAIgASgCEhUKDXRleHRfdG93ZXJfbXMYAyABKAISEAoIaGVhZHNfbXMYBCABKAISEQoJc2VhcmNoX21zGAUgASgCEhAKCHRvdGFsX21zGAYgASgCIt8BCgtTZWFyY2hSZXBseRIgCgRoaXRzGAEgAygLMhIucG9ja2V0bGVucy52MS5IaXQSKAoFdGltZXMYAiABKAsyGS5wb2NrZXRsZW5zLnYxLlN0YWdlVGltZXMSEwoLdG9rZW5fc3BhY2UYAyABKAkSFQoNZ2FsbGVyeV9zcGFjZRgEIAEoCRIhCgRtb2RlGAUgASgOMhMucG9ja2V0bGVucy52MS5Nb2RlEhIKCmdlbmVyYXRpb24YBiABKAkSDQoFbm90ZXMYByADKAkSEgoKd29yZHNfdXNlZBgIIAEoCSIRCg9EZXNjcmliZVJlcXVlc3QirQMKDURlc2NyaWJlUmVwbHkSEwoLdG9rZW5fc3BhY2UYASABKAkSFQoNZ2FsbGVyeV9zcGFjZRgCIAEoCRIQCghlbmNvZGVycxgDIAMoCRIiCgVtb2RlcxgEIAMoDjITLnBvY2tldGxlbnMudjEuTW9kZRIpCgxkZWZhdWx0X21vZGUYBSABKA4yEy5wb2NrZXRsZW5zLnYxLk1vZGUSEwoLdG9rZW5fd2lkdGgYBiABKA0SEgoKbWF4X3Rva2VucxgHIAEoDRIPCgdtYXhfdG9wGAggASgNEhcKD21heF93b3Jkc19ieXRlcxgJIAEoDRIWCg5tYXhfY29uZGl0aW9ucxgKIAEoDRIZChFtYXhfcmVxdWVzdF9ieXRlcxgLIAEoDRISCgpnZW5lcmF0aW9uGAwgASgJEhQKDGdhbGxlcnlfc2l6ZRgNIAEoBBIUCgxwYXlsb2FkX2tleXMYDiADKAkSDgoGYnVuZGxlGA8gASgJEhYKDnNlcnZlcl92ZXJzaW9uGBAgASgJEhAKCHByb3ZpZGVyGBEgASgJEg8KB3VuaXhfbXMYEiABKAQqkQEKDVRva2VuRW5jb2RpbmcSHgoaVE9LRU5fRU5DT0RJTkdfVU5TUEVDSUZJRUQQABIWChJUT0tFTl9FTkNPRElOR19GMzIQARIWChJUT0tFTl9FTkNPRElOR19GMTYQAhIXChNUT0tFTl9FTkNPRElOR19JTlQ4EAMSFwoTVE9LRU5fRU5DT0RJTkdfSU5UNBAEKkAKBE1vZGUSFAoQTU9ERV9VTlNQRUNJRklFRBAAEhIKDk1PREVfWkVST19TSE9UEAESDgoKTU9ERV9UVU5FRBACMpkBCglSZXRyaWV2YWwSQgoGU2VhcmNoEhwucG9ja2V0bGVucy52MS5TZWFyY2hSZXF1ZXN0GhoucG9ja2V0bGVucy52MS5TZWFyY2hSZXBseRJICghEZXNjcmliZRIeLnBvY2tldGxlbnMudjEuRGVzY3JpYmVSZXF1ZXN0GhwucG9ja2V0bGVucy52MS5EZXNjcmliZVJlcGx5YgZwcm90bzM");
+  fileDesc("CiJwb2NrZXRsZW5zX3dpcmUvdjEvcmV0cmlldmFsLnByb3RvEg1wb2NrZXRsZW5zLnYxInYKCFNlbnRlbmNlEi4KCGVuY29kaW5nGAEgASgOMhwucG9ja2V0bGVucy52MS5Ub2tlbkVuY29kaW5nEg0KBWNvdW50GAIgASgNEg0KBXdpZHRoGAMgASgNEgwKBGRhdGEYBCABKAwSDgoGc2NhbGVzGAUgASgMIqUBCgVWYWx1ZRIOCgR0ZXh0GAEgASgJSAASEQoHaW50ZWdlchgCIAEoA0gAEhAKBm51bWJlchgDIAEoAUgAEg4KBGZsYWcYBCABKAhIABIoCgdzZXZlcmFsGAUgASgLMhUucG9ja2V0bGVucy52MS5WYWx1ZXNIABIlCgVwbGFjZRgGIAEoCzIULnBvY2tldGxlbnMudjEuUGxhY2VIAEIGCgRraW5kIiwKBVBsYWNlEhAKCGxhdGl0dWRlGAEgASgBEhEKCWxvbmdpdHVkZRgCIAEoASLMAgoJQ29uZGl0aW9uEgsKA2tleRgBIAEoCRImCgZlcXVhbHMYAiABKAsyFC5wb2NrZXRsZW5zLnYxLlZhbHVlSAASJwoGYW55X29mGAMgASgLMhUucG9ja2V0bGVucy52MS5WYWx1ZXNIABIoCgdub25lX29mGAQgASgLMhUucG9ja2V0bGVucy52MS5WYWx1ZXNIABIpCgdiZXR3ZWVuGAUgASgLMhYucG9ja2V0bGVucy52MS5CZXR3ZWVuSAASDgoEc2F5cxgGIAEoCUgAEiMKBG5lYXIYByABKAsyEy5wb2NrZXRsZW5zLnYxLk5lYXJIABIpCgdtaXNzaW5nGAggASgLMhYucG9ja2V0bGVucy52MS5NaXNzaW5nSAASJAoGaGFzX2lkGAkgASgLMhIucG9ja2V0bGVucy52MS5JZHNIAEIGCgR0ZXN0Ii4KBlZhbHVlcxIkCgZ2YWx1ZXMYASADKAsyFC5wb2NrZXRsZW5zLnYxLlZhbHVlIn8KB0JldHdlZW4SEgoFYWJvdmUYASABKAFIAIgBARISCgVsZWFzdBgCIAEoAUgBiAEBEhIKBWJlbG93GAMgASgBSAKIAQESEQoEbW9zdBgEIAEoAUgDiAEBQggKBl9hYm92ZUIICgZfbGVhc3RCCAoGX2JlbG93QgcKBV9tb3N0Ij0KBE5lYXISEAoIbGF0aXR1ZGUYASABKAESEQoJbG9uZ2l0dWRlGAIgASgBEhAKCHJhZGl1c19tGAMgASgBIgkKB01pc3NpbmciEgoDSWRzEgsKA2lkcxgBIAMoCSJoCgZDbGF1c2USLQoJY29uZGl0aW9uGAEgASgLMhgucG9ja2V0bGVucy52MS5Db25kaXRpb25IABInCgZmaWx0ZXIYAiABKAsyFS5wb2NrZXRsZW5zLnYxLkZpbHRlckgAQgYKBGtpbmQikAEKBkZpbHRlchIlCgZhbGxfb2YYASADKAsyFS5wb2NrZXRsZW5zLnYxLkNsYXVzZRIlCgZhbnlfb2YYAiADKAsyFS5wb2NrZXRsZW5zLnYxLkNsYXVzZRImCgdub25lX29mGAMgAygLMhUucG9ja2V0bGVucy52MS5DbGF1c2USEAoIYXRfbGVhc3QYBCABKA0iOQoITW9kaWZpZXISDQoFd29yZHMYASABKAkSEwoGd2VpZ2h0GAIgASgCSACIAQFCCQoHX3dlaWdodCIaCgpQcm9qZWN0aW9uEgwKBGtleXMYASADKAkizAMKDVNlYXJjaFJlcXVlc3QSEwoLdG9rZW5fc3BhY2UYASABKAkSDwoHZW5jb2RlchgCIAEoCRIpCghzZW50ZW5jZRgDIAEoCzIXLnBvY2tldGxlbnMudjEuU2VudGVuY2USDQoFd29yZHMYBCABKAkSIQoEbW9kZRgFIAEoDjITLnBvY2tldGxlbnMudjEuTW9kZRILCgN0b3AYBiABKA0SKAoGZmlsdGVyGAcgAygLMhgucG9ja2V0bGVucy52MS5Db25kaXRpb24SFQoNZ2FsbGVyeV9zcGFjZRgIIAEoCRIkCgV3aGVyZRgJIAEoCzIVLnBvY2tldGxlbnMudjEuRmlsdGVyEioKCW1vZGlmaWVycxgKIAMoCzIXLnBvY2tldGxlbnMudjEuTW9kaWZpZXISGAoLbGVhc3Rfc2NvcmUYCyABKAJIAIgBARIMCgRza2lwGAwgASgNEhAKCGdyb3VwX2J5GA0gASgJEhIKCmdyb3VwX3NpemUYDiABKA0SKgoHcGF5bG9hZBgPIAEoCzIZLnBvY2tldGxlbnMudjEuUHJvamVjdGlvbhIOCgZyZXJhbmsYECABKAhCDgoMX2xlYXN0X3Njb3JlIr0BCgNIaXQSCgoCaWQYASABKAkSDQoFc2NvcmUYAiABKAISMAoHcGF5bG9hZBgDIAMoCzIfLnBvY2tldGxlbnMudjEuSGl0LlBheWxvYWRFbnRyeRIjCgVncm91cBgEIAEoCzIULnBvY2tldGxlbnMudjEuVmFsdWUaRAoMUGF5bG9hZEVudHJ5EgsKA2tleRgBIAEoCRIjCgV2YWx1ZRgCIAEoCzIULnBvY2tldGxlbnMudjEuVmFsdWU6AjgBIn4KClN0YWdlVGltZXMSEAoIY2hlY2tfbXMYASABKAISEAoIcXVldWVfbXMYAiABKAISFQoNdGV4dF90b3dlcl9tcxgDIAEoAhIQCghoZWFkc19tcxgEIAEoAhIRCglzZWFyY2hfbXMYBSABKAISEAoIdG90YWxfbXMYBiABKAIiggIKC1NlYXJjaFJlcGx5EiAKBGhpdHMYASADKAsyEi5wb2NrZXRsZW5zLnYxLkhpdBIoCgV0aW1lcxgCIAEoCzIZLnBvY2tldGxlbnMudjEuU3RhZ2VUaW1lcxITCgt0b2tlbl9zcGFjZRgDIAEoCRIVCg1nYWxsZXJ5X3NwYWNlGAQgASgJEiEKBG1vZGUYBSABKA4yEy5wb2NrZXRsZW5zLnYxLk1vZGUSEgoKZ2VuZXJhdGlvbhgGIAEoCRINCgVub3RlcxgHIAMoCRISCgp3b3Jkc191c2VkGAggASgJEhAKCHJlcmFua2VkGAkgASgNEg8KB2VkaXRpb24YCiABKA0ibAoPQ29udmVyc2VSZXF1ZXN0EiwKBG9wZW4YASABKAsyHC5wb2NrZXRsZW5zLnYxLlNlYXJjaFJlcXVlc3RIABIjCgR0dXJuGAIgASgLMhMucG9ja2V0bGVucy52MS5UdXJuSABCBgoEc3RlcCKmAwoEVHVybhImCgNhZGQYASABKAsyFy5wb2NrZXRsZW5zLnYxLk1vZGlmaWVySAASKQoHcmVwbGFjZRgCIAEoCzIWLnBvY2tldGxlbnMudjEuUmVwbGFjZUgAEg4KBGJhY2sYAyABKA1IABIRCgdiYWNrX3RvGAQgASgNSAASJAoFd2hlcmUYBSABKAsyFS5wb2NrZXRsZW5zLnYxLkZpbHRlchILCgN0b3AYBiABKA0SEQoEc2tpcBgHIAEoDUgBiAEBEiEKBG1vZGUYCCABKA4yEy5wb2NrZXRsZW5zLnYxLk1vZGUSGAoLbGVhc3Rfc2NvcmUYCSABKAJIAogBARIVCghncm91cF9ieRgKIAEoCUgDiAEBEhIKCmdyb3VwX3NpemUYCyABKA0SKgoHcGF5bG9hZBgMIAEoCzIZLnBvY2tldGxlbnMudjEuUHJvamVjdGlvbhITCgZyZXJhbmsYDSABKAhIBIgBAUIICgZjaGFuZ2VCBwoFX3NraXBCDgoMX2xlYXN0X3Njb3JlQgsKCV9ncm91cF9ieUIJCgdfcmVyYW5rIkIKB1JlcGxhY2USDAoEdHVybhgBIAEoDRIpCghtb2RpZmllchgCIAEoCzIXLnBvY2tldGxlbnMudjEuTW9kaWZpZXIiQgoHSW5Gb3JjZRIMCgR0dXJuGAEgASgNEikKCG1vZGlmaWVyGAIgASgLMhcucG9ja2V0bGVucy52MS5Nb2RpZmllciKVAgoFU3RhdGUSKQoJbW9kaWZpZXJzGAEgAygLMhYucG9ja2V0bGVucy52MS5JbkZvcmNlEiQKBXdoZXJlGAIgASgLMhUucG9ja2V0bGVucy52MS5GaWx0ZXISCwoDdG9wGAMgASgNEgwKBHNraXAYBCABKA0SIQoEbW9kZRgFIAEoDjITLnBvY2tldGxlbnMudjEuTW9kZRIYCgtsZWFzdF9zY29yZRgGIAEoAkgAiAEBEhAKCGdyb3VwX2J5GAcgASgJEhIKCmdyb3VwX3NpemUYCCABKA0SDgoGcmVyYW5rGAkgASgIEg0KBXNpbmNlGAogASgNEg4KBmJlZm9yZRgLIAEoDUIOCgxfbGVhc3Rfc2NvcmUiQgoJVHVybkVycm9yEgwKBGtpbmQYASABKAkSDwoHbWVzc2FnZRgCIAEoCRIWCg5yZXRyeV9hZnRlcl9tcxgDIAEoDSKlAQoNQ29udmVyc2VSZXBseRIMCgR0dXJuGAEgASgNEiMKBXN0YXRlGAIgASgLMhQucG9ja2V0bGVucy52MS5TdGF0ZRIrCgVyZXBseRgDIAEoCzIaLnBvY2tldGxlbnMudjEuU2VhcmNoUmVwbHlIABIpCgVlcnJvchgEIAEoCzIYLnBvY2tldGxlbnMudjEuVHVybkVycm9ySABCCQoHb3V0Y29tZSIRCg9EZXNjcmliZVJlcXVlc3QiiwUKDURlc2NyaWJlUmVwbHkSEwoLdG9rZW5fc3BhY2UYASABKAkSFQoNZ2FsbGVyeV9zcGFjZRgCIAEoCRIQCghlbmNvZGVycxgDIAMoCRIiCgVtb2RlcxgEIAMoDjITLnBvY2tldGxlbnMudjEuTW9kZRIpCgxkZWZhdWx0X21vZGUYBSABKA4yEy5wb2NrZXRsZW5zLnYxLk1vZGUSEwoLdG9rZW5fd2lkdGgYBiABKA0SEgoKbWF4X3Rva2VucxgHIAEoDRIPCgdtYXhfdG9wGAggASgNEhcKD21heF93b3Jkc19ieXRlcxgJIAEoDRIWCg5tYXhfY29uZGl0aW9ucxgKIAEoDRIZChFtYXhfcmVxdWVzdF9ieXRlcxgLIAEoDRISCgpnZW5lcmF0aW9uGAwgASgJEhQKDGdhbGxlcnlfc2l6ZRgNIAEoBBIUCgxwYXlsb2FkX2tleXMYDiADKAkSDgoGYnVuZGxlGA8gASgJEhYKDnNlcnZlcl92ZXJzaW9uGBAgASgJEhAKCHByb3ZpZGVyGBEgASgJEg8KB3VuaXhfbXMYEiABKAQSFQoNbWF4X21vZGlmaWVycxgTIAEoDRIYChBtYXhfZmlsdGVyX2RlcHRoGBQgASgNEhIKCm1heF92YWx1ZXMYFSABKA0SGAoQbWF4X2ZpbHRlcl9ieXRlcxgWIAEoDRIRCgltYXhfcmVhY2gYFyABKA0SEQoJbWF4X3R1cm5zGBggASgNEh4KFm1heF9jb252ZXJzYXRpb25fYnl0ZXMYGSABKA0SEgoKbWF4X2lkbGVfcxgaIAEoDRIPCgdyZXJhbmtzGBsgASgIEhIKCm1heF9ncm91cHMYHCABKA0qkQEKDVRva2VuRW5jb2RpbmcSHgoaVE9LRU5fRU5DT0RJTkdfVU5TUEVDSUZJRUQQABIWChJUT0tFTl9FTkNPRElOR19GMzIQARIWChJUT0tFTl9FTkNPRElOR19GMTYQAhIXChNUT0tFTl9FTkNPRElOR19JTlQ4EAMSFwoTVE9LRU5fRU5DT0RJTkdfSU5UNBAEKkAKBE1vZGUSFAoQTU9ERV9VTlNQRUNJRklFRBAAEhIKDk1PREVfWkVST19TSE9UEAESDgoKTU9ERV9UVU5FRBACMucBCglSZXRyaWV2YWwSQgoGU2VhcmNoEhwucG9ja2V0bGVucy52MS5TZWFyY2hSZXF1ZXN0GhoucG9ja2V0bGVucy52MS5TZWFyY2hSZXBseRJICghEZXNjcmliZRIeLnBvY2tldGxlbnMudjEuRGVzY3JpYmVSZXF1ZXN0GhwucG9ja2V0bGVucy52MS5EZXNjcmliZVJlcGx5EkwKCENvbnZlcnNlEh4ucG9ja2V0bGVucy52MS5Db252ZXJzZVJlcXVlc3QaHC5wb2NrZXRsZW5zLnYxLkNvbnZlcnNlUmVwbHkoATABYgZwcm90bzM");
 
 /**
  * Pseudo word tokens standing for the anchor picture.
@@ -97,6 +97,22 @@ export type Value = Message<"pocketlens.v1.Value"> & {
      */
     value: boolean;
     case: "flag";
+  } | {
+    /**
+     * Several, all texts or all integers. In hits only.
+     *
+     * @generated from field: pocketlens.v1.Values several = 5;
+     */
+    value: Values;
+    case: "several";
+  } | {
+    /**
+     * In hits only.
+     *
+     * @generated from field: pocketlens.v1.Place place = 6;
+     */
+    value: Place;
+    case: "place";
   } | { case: undefined; value?: undefined };
 };
 
@@ -108,22 +124,114 @@ export const ValueSchema: GenMessage<Value> = /*@__PURE__*/
   messageDesc(file_pocketlens_wire_v1_retrieval, 1);
 
 /**
- * A gallery picture must carry this key with exactly this value.
+ * A point on the earth.
+ *
+ * @generated from message pocketlens.v1.Place
+ */
+export type Place = Message<"pocketlens.v1.Place"> & {
+  /**
+   * Degrees, -90 to 90.
+   *
+   * @generated from field: double latitude = 1;
+   */
+  latitude: number;
+
+  /**
+   * Degrees, -180 to 180.
+   *
+   * @generated from field: double longitude = 2;
+   */
+  longitude: number;
+};
+
+/**
+ * Describes the message pocketlens.v1.Place.
+ * Use `create(PlaceSchema)` to create a new message.
+ */
+export const PlaceSchema: GenMessage<Place> = /*@__PURE__*/
+  messageDesc(file_pocketlens_wire_v1_retrieval, 2);
+
+/**
+ * What a gallery picture must have under one payload key.
  *
  * @generated from message pocketlens.v1.Condition
  */
 export type Condition = Message<"pocketlens.v1.Condition"> & {
   /**
-   * A key of DescribeReply.payload_keys.
+   * A key of DescribeReply.payload_keys; empty for has_id.
    *
    * @generated from field: string key = 1;
    */
   key: string;
 
   /**
-   * @generated from field: pocketlens.v1.Value equals = 2;
+   * @generated from oneof pocketlens.v1.Condition.test
    */
-  equals?: Value | undefined;
+  test: {
+    /**
+     * The value is this one.
+     *
+     * @generated from field: pocketlens.v1.Value equals = 2;
+     */
+    value: Value;
+    case: "equals";
+  } | {
+    /**
+     * The value is one of these.
+     *
+     * @generated from field: pocketlens.v1.Values any_of = 3;
+     */
+    value: Values;
+    case: "anyOf";
+  } | {
+    /**
+     * There is a value, and it is none of these.
+     *
+     * @generated from field: pocketlens.v1.Values none_of = 4;
+     */
+    value: Values;
+    case: "noneOf";
+  } | {
+    /**
+     * The number, or the time, lies within bounds.
+     *
+     * @generated from field: pocketlens.v1.Between between = 5;
+     */
+    value: Between;
+    case: "between";
+  } | {
+    /**
+     * The text has all of these words, in any order and case; not empty.
+     *
+     * @generated from field: string says = 6;
+     */
+    value: string;
+    case: "says";
+  } | {
+    /**
+     * The place lies within a circle.
+     *
+     * @generated from field: pocketlens.v1.Near near = 7;
+     */
+    value: Near;
+    case: "near";
+  } | {
+    /**
+     * There is no value.
+     *
+     * @generated from field: pocketlens.v1.Missing missing = 8;
+     */
+    value: Missing;
+    case: "missing";
+  } | {
+    /**
+     * The picture is one of these.
+     *
+     * @generated from field: pocketlens.v1.Ids has_id = 9;
+     */
+    value: Ids;
+    case: "hasId";
+  } | { case: undefined; value?: undefined };
 };
 
 /**
@@ -131,7 +239,254 @@ export type Condition = Message<"pocketlens.v1.Condition"> & {
  * Use `create(ConditionSchema)` to create a new message.
  */
 export const ConditionSchema: GenMessage<Condition> = /*@__PURE__*/
-  messageDesc(file_pocketlens_wire_v1_retrieval, 2);
+  messageDesc(file_pocketlens_wire_v1_retrieval, 3);
+
+/**
+ * All texts or all integers; 1 to DescribeReply.max_values of them.
+ *
+ * @generated from message pocketlens.v1.Values
+ */
+export type Values = Message<"pocketlens.v1.Values"> & {
+  /**
+   * @generated from field: repeated pocketlens.v1.Value values = 1;
+   */
+  values: Value[];
+};
+
+/**
+ * Describes the message pocketlens.v1.Values.
+ * Use `create(ValuesSchema)` to create a new message.
+ */
+export const ValuesSchema: GenMessage<Values> = /*@__PURE__*/
+  messageDesc(file_pocketlens_wire_v1_retrieval, 4);
+
+/**
+ * Bounds of a number, finite; at least one. Of a time: seconds since 1970-01-01 UTC.
+ *
+ * @generated from message pocketlens.v1.Between
+ */
+export type Between = Message<"pocketlens.v1.Between"> & {
+  /**
+   * Exclusive.
+   *
+   * @generated from field: optional double above = 1;
+   */
+  above?: number | undefined;
+
+  /**
+   * Inclusive.
+   *
+   * @generated from field: optional double least = 2;
+   */
+  least?: number | undefined;
+
+  /**
+   * Exclusive.
+   *
+   * @generated from field: optional double below = 3;
+   */
+  below?: number | undefined;
+
+  /**
+   * Inclusive.
+   *
+   * @generated from field: optional double most = 4;
+   */
+  most?: number | undefined;
+};
+
+/**
+ * Describes the message pocketlens.v1.Between.
+ * Use `create(BetweenSchema)` to create a new message.
+ */
+export const BetweenSchema: GenMessage<Between> = /*@__PURE__*/
+  messageDesc(file_pocketlens_wire_v1_retrieval, 5);
+
+/**
+ * A circle on the earth.
+ *
+ * @generated from message pocketlens.v1.Near
+ */
+export type Near = Message<"pocketlens.v1.Near"> & {
+  /**
+   * Degrees, -90 to 90.
+   *
+   * @generated from field: double latitude = 1;
+   */
+  latitude: number;
+
+  /**
+   * Degrees, -180 to 180.
+   *
+   * @generated from field: double longitude = 2;
+   */
+  longitude: number;
+
+  /**
+   * Metres, more than 0, at most 20,100,000: half around the earth.
+   *
+   * @generated from field: double radius_m = 3;
+   */
+  radiusM: number;
+};
+
+/**
+ * Describes the message pocketlens.v1.Near.
+ * Use `create(NearSchema)` to create a new message.
+ */
+export const NearSchema: GenMessage<Near> = /*@__PURE__*/
+  messageDesc(file_pocketlens_wire_v1_retrieval, 6);
+
+/**
+ * @generated from message pocketlens.v1.Missing
+ */
+export type Missing = Message<"pocketlens.v1.Missing"> & {
+};
+
+/**
+ * Describes the message pocketlens.v1.Missing.
+ * Use `create(MissingSchema)` to create a new message.
+ */
+export const MissingSchema: GenMessage<Missing> = /*@__PURE__*/
+  messageDesc(file_pocketlens_wire_v1_retrieval, 7);
+
+/**
+ * Ids of gallery pictures, 32 hex digits each; 1 to DescribeReply.max_values of them.
+ *
+ * @generated from message pocketlens.v1.Ids
+ */
+export type Ids = Message<"pocketlens.v1.Ids"> & {
+  /**
+   * @generated from field: repeated string ids = 1;
+   */
+  ids: string[];
+};
+
+/**
+ * Describes the message pocketlens.v1.Ids.
+ * Use `create(IdsSchema)` to create a new message.
+ */
+export const IdsSchema: GenMessage<Ids> = /*@__PURE__*/
+  messageDesc(file_pocketlens_wire_v1_retrieval, 8);
+
+/**
+ * One branch of a filter.
+ *
+ * @generated from message pocketlens.v1.Clause
+ */
+export type Clause = Message<"pocketlens.v1.Clause"> & {
+  /**
+   * @generated from oneof pocketlens.v1.Clause.kind
+   */
+  kind: {
+    /**
+     * @generated from field: pocketlens.v1.Condition condition = 1;
+     */
+    value: Condition;
+    case: "condition";
+  } | {
+    /**
+     * @generated from field: pocketlens.v1.Filter filter = 2;
+     */
+    value: Filter;
+    case: "filter";
+  } | { case: undefined; value?: undefined };
+};
+
+/**
+ * Describes the message pocketlens.v1.Clause.
+ * Use `create(ClauseSchema)` to create a new message.
+ */
+export const ClauseSchema: GenMessage<Clause> = /*@__PURE__*/
+  messageDesc(file_pocketlens_wire_v1_retrieval, 9);
+
+/**
+ * A tree of conditions: all of `all_of` hold, at least `at_least` of `any_of` (if there are any), none of `none_of`.
+ * A filter without clauses lets every picture pass; inside another one it is refused. Bounded in a whole request by
+ * DescribeReply.max_conditions, max_filter_depth (1: no filter in a filter), max_values and max_filter_bytes.
+ *
+ * @generated from message pocketlens.v1.Filter
+ */
+export type Filter = Message<"pocketlens.v1.Filter"> & {
+  /**
+   * @generated from field: repeated pocketlens.v1.Clause all_of = 1;
+   */
+  allOf: Clause[];
+
+  /**
+   * @generated from field: repeated pocketlens.v1.Clause any_of = 2;
+   */
+  anyOf: Clause[];
+
+  /**
+   * @generated from field: repeated pocketlens.v1.Clause none_of = 3;
+   */
+  noneOf: Clause[];
+
+  /**
+   * 1 to the number of `any_of`; 0 is 1.
+   *
+   * @generated from field: uint32 at_least = 4;
+   */
+  atLeast: number;
+};
+
+/**
+ * Describes the message pocketlens.v1.Filter.
+ * Use `create(FilterSchema)` to create a new message.
+ */
+export const FilterSchema: GenMessage<Filter> = /*@__PURE__*/
+  messageDesc(file_pocketlens_wire_v1_retrieval, 10);
+
+/**
+ * Words and how much of them.
+ *
+ * @generated from message pocketlens.v1.Modifier
+ */
+export type Modifier = Message<"pocketlens.v1.Modifier"> & {
+  /**
+   * UTF-8. All words of a question together: at most DescribeReply.max_words_bytes bytes.
+   *
+   * @generated from field: string words = 1;
+   */
+  words: string;
+
+  /**
+   * -2 to 2; absent: 1. Those of weight 1 are read as one text, in their order; others move the query towards what
+   * the words add, or, negative, away from it: "not this". 0 is as if the words were not there.
+   *
+   * @generated from field: optional float weight = 2;
+   */
+  weight?: number | undefined;
+};
+
+/**
+ * Describes the message pocketlens.v1.Modifier.
+ * Use `create(ModifierSchema)` to create a new message.
+ */
+export const ModifierSchema: GenMessage<Modifier> = /*@__PURE__*/
+  messageDesc(file_pocketlens_wire_v1_retrieval, 11);
+
+/**
+ * Payload keys to give back with each hit; none: no payload.
+ *
+ * @generated from message pocketlens.v1.Projection
+ */
+export type Projection = Message<"pocketlens.v1.Projection"> & {
+  /**
+   * Keys of DescribeReply.payload_keys.
+   *
+   * @generated from field: repeated string keys = 1;
+   */
+  keys: string[];
+};
+
+/**
+ * Describes the message pocketlens.v1.Projection.
+ * Use `create(ProjectionSchema)` to create a new message.
+ */
+export const ProjectionSchema: GenMessage<Projection> = /*@__PURE__*/
+  messageDesc(file_pocketlens_wire_v1_retrieval, 12);
 
 /**
  * @generated from message pocketlens.v1.SearchRequest
@@ -178,7 +533,7 @@ export type SearchRequest = Message<"pocketlens.v1.SearchRequest"> & {
   top: number;
 
   /**
-   * All must hold; at most DescribeReply.max_conditions.
+   * All must hold, each with a key of its own; with `where`, at most DescribeReply.max_conditions.
    *
    * @generated from field: repeated pocketlens.v1.Condition filter = 7;
    */
@@ -190,6 +545,66 @@ export type SearchRequest = Message<"pocketlens.v1.SearchRequest"> & {
    * @generated from field: string gallery_space = 8;
    */
   gallerySpace: string;
+
+  /**
+   * What else must hold.
+   *
+   * @generated from field: pocketlens.v1.Filter where = 9;
+   */
+  where?: Filter | undefined;
+
+  /**
+   * Further words, after `words`; at most DescribeReply.max_modifiers, `words` counted. Without a sentence one of them
+   * must have a weight above 0, or `words` must say something.
+   *
+   * @generated from field: repeated pocketlens.v1.Modifier modifiers = 10;
+   */
+  modifiers: Modifier[];
+
+  /**
+   * Cosine below which nothing is a hit, -1 to 1; absent: every picture may be one.
+   *
+   * @generated from field: optional float least_score = 11;
+   */
+  leastScore?: number | undefined;
+
+  /**
+   * Hits (or groups) left out at the best end, for a further page; skip + top at most DescribeReply.max_reach.
+   * Pages belong together as long as SearchReply.generation stays the same.
+   *
+   * @generated from field: uint32 skip = 12;
+   */
+  skip: number;
+
+  /**
+   * A key of DescribeReply.payload_keys, of texts, integers or flags: each of its values gives at most `group_size`
+   * hits, `top` and `skip` count values, together at most DescribeReply.max_groups. Empty: no groups. Pictures without
+   * this key are no hits then.
+   *
+   * @generated from field: string group_by = 13;
+   */
+  groupBy: string;
+
+  /**
+   * top * group_size at most DescribeReply.max_top; 0 is 1.
+   *
+   * @generated from field: uint32 group_size = 14;
+   */
+  groupSize: number;
+
+  /**
+   * Absent: all payload of each hit.
+   *
+   * @generated from field: pocketlens.v1.Projection payload = 15;
+   */
+  payload?: Projection | undefined;
+
+  /**
+   * Sort the best hits anew by what they have in common. Not with groups. SearchReply.reranked says whether it was.
+   *
+   * @generated from field: bool rerank = 16;
+   */
+  rerank: boolean;
 };
 
 /**
@@ -197,7 +612,7 @@ export type SearchRequest = Message<"pocketlens.v1.SearchRequest"> & {
  * Use `create(SearchRequestSchema)` to create a new message.
  */
 export const SearchRequestSchema: GenMessage<SearchRequest> = /*@__PURE__*/
-  messageDesc(file_pocketlens_wire_v1_retrieval, 3);
+  messageDesc(file_pocketlens_wire_v1_retrieval, 13);
 
 /**
  * @generated from message pocketlens.v1.Hit
@@ -221,6 +636,13 @@ export type Hit = Message<"pocketlens.v1.Hit"> & {
    * @generated from field: map<string, pocketlens.v1.Value> payload = 3;
    */
   payload: { [key: string]: Value };
+
+  /**
+   * The value of `group_by` that this hit stands under; absent without groups.
+   *
+   * @generated from field: pocketlens.v1.Value group = 4;
+   */
+  group?: Value | undefined;
 };
 
 /**
@@ -228,7 +650,7 @@ export type Hit = Message<"pocketlens.v1.Hit"> & {
  * Use `create(HitSchema)` to create a new message.
  */
 export const HitSchema: GenMessage<Hit> = /*@__PURE__*/
-  messageDesc(file_pocketlens_wire_v1_retrieval, 4);
+  messageDesc(file_pocketlens_wire_v1_retrieval, 14);
 
 /**
  * Server-side stages of one query, milliseconds.
@@ -272,14 +694,14 @@ export type StageTimes = Message<"pocketlens.v1.StageTimes"> & {
  * Use `create(StageTimesSchema)` to create a new message.
  */
 export const StageTimesSchema: GenMessage<StageTimes> = /*@__PURE__*/
-  messageDesc(file_pocketlens_wire_v1_retrieval, 5);
+  messageDesc(file_pocketlens_wire_v1_retrieval, 15);
 
 /**
  * @generated from message pocketlens.v1.SearchReply
  */
 export type SearchReply = Message<"pocketlens.v1.SearchReply"> & {
   /**
-   * Best first.
+   * Best first, also over groups.
    *
    * @generated from field: repeated pocketlens.v1.Hit hits = 1;
    */
@@ -327,6 +749,21 @@ export type SearchReply = Message<"pocketlens.v1.SearchReply"> & {
    * @generated from field: string words_used = 8;
    */
   wordsUsed: string;
+
+  /**
+   * Pictures that were sorted anew, as `rerank` asked; 0: none. Scores stay those of the first search.
+   *
+   * @generated from field: uint32 reranked = 9;
+   */
+  reranked: number;
+
+  /**
+   * Edition of the schema by which the request was read: 2 knows its fields `where` to `rerank`. 0 from an older server,
+   * which takes no notice of them: its answer is to another question.
+   *
+   * @generated from field: uint32 edition = 10;
+   */
+  edition: number;
 };
 
 /**
@@ -334,7 +771,369 @@ export type SearchReply = Message<"pocketlens.v1.SearchReply"> & {
  * Use `create(SearchReplySchema)` to create a new message.
  */
 export const SearchReplySchema: GenMessage<SearchReply> = /*@__PURE__*/
-  messageDesc(file_pocketlens_wire_v1_retrieval, 6);
+  messageDesc(file_pocketlens_wire_v1_retrieval, 16);
+
+/**
+ * One message of a conversation.
+ *
+ * @generated from message pocketlens.v1.ConverseRequest
+ */
+export type ConverseRequest = Message<"pocketlens.v1.ConverseRequest"> & {
+  /**
+   * @generated from oneof pocketlens.v1.ConverseRequest.step
+   */
+  step: {
+    /**
+     * First message, and only that: the first turn's question, as Search would be asked. What is true of all turns is
+     * said here: spaces, encoder, sentence.
+     *
+     * @generated from field: pocketlens.v1.SearchRequest open = 1;
+     */
+    value: SearchRequest;
+    case: "open";
+  } | {
+    /**
+     * A further turn.
+     *
+     * @generated from field: pocketlens.v1.Turn turn = 2;
+     */
+    value: Turn;
+    case: "turn";
+  } | { case: undefined; value?: undefined };
+};
+
+/**
+ * Describes the message pocketlens.v1.ConverseRequest.
+ * Use `create(ConverseRequestSchema)` to create a new message.
+ */
+export const ConverseRequestSchema: GenMessage<ConverseRequest> = /*@__PURE__*/
+  messageDesc(file_pocketlens_wire_v1_retrieval, 17);
+
+/**
+ * How a turn refines the question as it is in force. What is absent stays; a turn must change something. Unless `skip`
+ * is set, the reply is the first page.
+ *
+ * @generated from message pocketlens.v1.Turn
+ */
+export type Turn = Message<"pocketlens.v1.Turn"> & {
+  /**
+   * First of all.
+   *
+   * @generated from oneof pocketlens.v1.Turn.change
+   */
+  change: {
+    /**
+     * Words on top of those in force; with a negative weight: "not this".
+     *
+     * @generated from field: pocketlens.v1.Modifier add = 1;
+     */
+    value: Modifier;
+    case: "add";
+  } | {
+    /**
+     * Other words, or another weight, in place of those that a turn brought.
+     *
+     * @generated from field: pocketlens.v1.Replace replace = 2;
+     */
+    value: Replace;
+    case: "replace";
+  } | {
+    /**
+     * So many turns back, at least 1: what they changed is undone.
+     *
+     * @generated from field: uint32 back = 3;
+     */
+    value: number;
+    case: "back";
+  } | {
+    /**
+     * Back to how it was after this turn, 1 to the turn before.
+     *
+     * @generated from field: uint32 back_to = 4;
+     */
+    value: number;
+    case: "backTo";
+  } | { case: undefined; value?: undefined };
+
+  /**
+   * In place of the conditions in force, `filter` of the opening included; without clauses: no condition.
+   *
+   * @generated from field: pocketlens.v1.Filter where = 5;
+   */
+  where?: Filter | undefined;
+
+  /**
+   * 0: as before.
+   *
+   * @generated from field: uint32 top = 6;
+   */
+  top: number;
+
+  /**
+   * As in SearchRequest.
+   *
+   * @generated from field: optional uint32 skip = 7;
+   */
+  skip?: number | undefined;
+
+  /**
+   * Unspecified: as before.
+   *
+   * @generated from field: pocketlens.v1.Mode mode = 8;
+   */
+  mode: Mode;
+
+  /**
+   * As in SearchRequest; -1 takes a threshold away.
+   *
+   * @generated from field: optional float least_score = 9;
+   */
+  leastScore?: number | undefined;
+
+  /**
+   * As in SearchRequest; empty: no groups.
+   *
+   * @generated from field: optional string group_by = 10;
+   */
+  groupBy?: string | undefined;
+
+  /**
+   * 0: as before.
+   *
+   * @generated from field: uint32 group_size = 11;
+   */
+  groupSize: number;
+
+  /**
+   * As in SearchRequest.
+   *
+   * @generated from field: pocketlens.v1.Projection payload = 12;
+   */
+  payload?: Projection | undefined;
+
+  /**
+   * As in SearchRequest.
+   *
+   * @generated from field: optional bool rerank = 13;
+   */
+  rerank?: boolean | undefined;
+};
+
+/**
+ * Describes the message pocketlens.v1.Turn.
+ * Use `create(TurnSchema)` to create a new message.
+ */
+export const TurnSchema: GenMessage<Turn> = /*@__PURE__*/
+  messageDesc(file_pocketlens_wire_v1_retrieval, 18);
+
+/**
+ * Other words for those of a turn.
+ *
+ * @generated from message pocketlens.v1.Replace
+ */
+export type Replace = Message<"pocketlens.v1.Replace"> & {
+  /**
+   * A turn whose words are in force; 1 for those of the opening, all of which are replaced.
+   *
+   * @generated from field: uint32 turn = 1;
+   */
+  turn: number;
+
+  /**
+   * Without words: those of the turn are taken out.
+   *
+   * @generated from field: pocketlens.v1.Modifier modifier = 2;
+   */
+  modifier?: Modifier | undefined;
+};
+
+/**
+ * Describes the message pocketlens.v1.Replace.
+ * Use `create(ReplaceSchema)` to create a new message.
+ */
+export const ReplaceSchema: GenMessage<Replace> = /*@__PURE__*/
+  messageDesc(file_pocketlens_wire_v1_retrieval, 19);
+
+/**
+ * Words in force, and the turn that they came with.
+ *
+ * @generated from message pocketlens.v1.InForce
+ */
+export type InForce = Message<"pocketlens.v1.InForce"> & {
+  /**
+   * @generated from field: uint32 turn = 1;
+   */
+  turn: number;
+
+  /**
+   * @generated from field: pocketlens.v1.Modifier modifier = 2;
+   */
+  modifier?: Modifier | undefined;
+};
+
+/**
+ * Describes the message pocketlens.v1.InForce.
+ * Use `create(InForceSchema)` to create a new message.
+ */
+export const InForceSchema: GenMessage<InForce> = /*@__PURE__*/
+  messageDesc(file_pocketlens_wire_v1_retrieval, 20);
+
+/**
+ * A question as the server understands it.
+ *
+ * @generated from message pocketlens.v1.State
+ */
+export type State = Message<"pocketlens.v1.State"> & {
+  /**
+   * In the order in which they are read.
+   *
+   * @generated from field: repeated pocketlens.v1.InForce modifiers = 1;
+   */
+  modifiers: InForce[];
+
+  /**
+   * All conditions in force; absent: none.
+   *
+   * @generated from field: pocketlens.v1.Filter where = 2;
+   */
+  where?: Filter | undefined;
+
+  /**
+   * @generated from field: uint32 top = 3;
+   */
+  top: number;
+
+  /**
+   * @generated from field: uint32 skip = 4;
+   */
+  skip: number;
+
+  /**
+   * Never unspecified.
+   *
+   * @generated from field: pocketlens.v1.Mode mode = 5;
+   */
+  mode: Mode;
+
+  /**
+   * @generated from field: optional float least_score = 6;
+   */
+  leastScore?: number | undefined;
+
+  /**
+   * @generated from field: string group_by = 7;
+   */
+  groupBy: string;
+
+  /**
+   * @generated from field: uint32 group_size = 8;
+   */
+  groupSize: number;
+
+  /**
+   * @generated from field: bool rerank = 9;
+   */
+  rerank: boolean;
+
+  /**
+   * The turn that brought this state about: the latest one, unless that led back or was refused.
+   *
+   * @generated from field: uint32 since = 10;
+   */
+  since: number;
+
+  /**
+   * The turn to which `back: 1` leads; 0: there is none.
+   *
+   * @generated from field: uint32 before = 11;
+   */
+  before: number;
+};
+
+/**
+ * Describes the message pocketlens.v1.State.
+ * Use `create(StateSchema)` to create a new message.
+ */
+export const StateSchema: GenMessage<State> = /*@__PURE__*/
+  messageDesc(file_pocketlens_wire_v1_retrieval, 21);
+
+/**
+ * Why a turn was not answered. It changed nothing; the conversation goes on.
+ *
+ * @generated from message pocketlens.v1.TurnError
+ */
+export type TurnError = Message<"pocketlens.v1.TurnError"> & {
+  /**
+   * Name of the error, as in the trailing metadata `pocketlens-error` of a failed call.
+   *
+   * @generated from field: string kind = 1;
+   */
+  kind: string;
+
+  /**
+   * A sentence for the user.
+   *
+   * @generated from field: string message = 2;
+   */
+  message: string;
+
+  /**
+   * Of an Overloaded: milliseconds after which to ask again; else 0.
+   *
+   * @generated from field: uint32 retry_after_ms = 3;
+   */
+  retryAfterMs: number;
+};
+
+/**
+ * Describes the message pocketlens.v1.TurnError.
+ * Use `create(TurnErrorSchema)` to create a new message.
+ */
+export const TurnErrorSchema: GenMessage<TurnError> = /*@__PURE__*/
+  messageDesc(file_pocketlens_wire_v1_retrieval, 22);
+
+/**
+ * @generated from message pocketlens.v1.ConverseReply
+ */
+export type ConverseReply = Message<"pocketlens.v1.ConverseReply"> & {
+  /**
+   * Of the message that is answered, from 1.
+   *
+   * @generated from field: uint32 turn = 1;
+   */
+  turn: number;
+
+  /**
+   * In force after this turn.
+   *
+   * @generated from field: pocketlens.v1.State state = 2;
+   */
+  state?: State | undefined;
+
+  /**
+   * @generated from oneof pocketlens.v1.ConverseReply.outcome
+   */
+  outcome: {
+    /**
+     * @generated from field: pocketlens.v1.SearchReply reply = 3;
+     */
+    value: SearchReply;
+    case: "reply";
+  } | {
+    /**
+     * @generated from field: pocketlens.v1.TurnError error = 4;
+     */
+    value: TurnError;
+    case: "error";
+  } | { case: undefined; value?: undefined };
+};
+
+/**
+ * Describes the message pocketlens.v1.ConverseReply.
+ * Use `create(ConverseReplySchema)` to create a new message.
+ */
+export const ConverseReplySchema: GenMessage<ConverseReply> = /*@__PURE__*/
+  messageDesc(file_pocketlens_wire_v1_retrieval, 23);
 
 /**
  * @generated from message pocketlens.v1.DescribeRequest
@@ -347,7 +1146,7 @@ export type DescribeRequest = Message<"pocketlens.v1.DescribeRequest"> & {
  * Use `create(DescribeRequestSchema)` to create a new message.
  */
 export const DescribeRequestSchema: GenMessage<DescribeRequest> = /*@__PURE__*/
-  messageDesc(file_pocketlens_wire_v1_retrieval, 7);
+  messageDesc(file_pocketlens_wire_v1_retrieval, 24);
 
 /**
  * @generated from message pocketlens.v1.DescribeReply
@@ -456,6 +1255,76 @@ export type DescribeReply = Message<"pocketlens.v1.DescribeReply"> & {
    * @generated from field: uint64 unix_ms = 18;
    */
   unixMs: bigint;
+
+  /**
+   * Modifiers of one question, `words` counted; 0 from a server that knows only `words`, `filter` and `top`.
+   *
+   * @generated from field: uint32 max_modifiers = 19;
+   */
+  maxModifiers: number;
+
+  /**
+   * Filters inside each other, the outermost counted.
+   *
+   * @generated from field: uint32 max_filter_depth = 20;
+   */
+  maxFilterDepth: number;
+
+  /**
+   * Values of one list in a condition.
+   *
+   * @generated from field: uint32 max_values = 21;
+   */
+  maxValues: number;
+
+  /**
+   * Bytes of all texts in a request's conditions, UTF-8, keys counted.
+   *
+   * @generated from field: uint32 max_filter_bytes = 22;
+   */
+  maxFilterBytes: number;
+
+  /**
+   * skip + top.
+   *
+   * @generated from field: uint32 max_reach = 23;
+   */
+  maxReach: number;
+
+  /**
+   * Turns of one conversation, the opening counted; 0 from a server that has no Converse.
+   *
+   * @generated from field: uint32 max_turns = 24;
+   */
+  maxTurns: number;
+
+  /**
+   * Bytes of all messages of one conversation.
+   *
+   * @generated from field: uint32 max_conversation_bytes = 25;
+   */
+  maxConversationBytes: number;
+
+  /**
+   * A conversation in which nothing is said for so long ends, seconds.
+   *
+   * @generated from field: uint32 max_idle_s = 26;
+   */
+  maxIdleS: number;
+
+  /**
+   * Whether `rerank` is offered.
+   *
+   * @generated from field: bool reranks = 27;
+   */
+  reranks: boolean;
+
+  /**
+   * skip + top with `group_by`.
+   *
+   * @generated from field: uint32 max_groups = 28;
+   */
+  maxGroups: number;
 };
 
 /**
@@ -463,7 +1332,7 @@ export type DescribeReply = Message<"pocketlens.v1.DescribeReply"> & {
  * Use `create(DescribeReplySchema)` to create a new message.
  */
 export const DescribeReplySchema: GenMessage<DescribeReply> = /*@__PURE__*/
-  messageDesc(file_pocketlens_wire_v1_retrieval, 8);
+  messageDesc(file_pocketlens_wire_v1_retrieval, 25);
 
 /**
  * How sentence tokens are laid out in `Sentence.data`. All numbers little-endian.
@@ -567,6 +1436,17 @@ export const Retrieval: GenService<{
     methodKind: "unary";
     input: typeof DescribeRequestSchema;
     output: typeof DescribeReplySchema;
+  },
+  /**
+   * Answer a question that is refined turn by turn: the tokens travel once. The first message opens the conversation,
+   * each message is answered by one reply, in order; one turn is answered at a time.
+   *
+   * @generated from rpc pocketlens.v1.Retrieval.Converse
+   */
+  converse: {
+    methodKind: "bidi_streaming";
+    input: typeof ConverseRequestSchema;
+    output: typeof ConverseReplySchema;
   },
 }> = /*@__PURE__*/
   serviceDesc(file_pocketlens_wire_v1_retrieval, 0);
