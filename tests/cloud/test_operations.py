@@ -320,3 +320,24 @@ def test_the_schema_is_told_only_where_that_was_said(watched, service, toy, gall
     assert reflected(watched) is grpc.StatusCode.UNIMPLEMENTED
     with operated(service, toy, gallery, serve, reflect=True) as found:
         assert reflected(found) is grpc.StatusCode.OK
+
+
+def test_turns_of_a_conversation_are_counted_beside_its_call(watched, toy):
+    before = watched.figures()
+    steps = [
+        pb.ConverseRequest(open=question(toy)),
+        pb.ConverseRequest(turn=pb.Turn(add=pb.Modifier(words="smaller"))),
+        pb.ConverseRequest(turn=pb.Turn(back=9)),  # refused, and the conversation goes on
+        pb.ConverseRequest(turn=pb.Turn(top=2)),
+    ]
+    replies = list(watched.running.stub.Converse(iter(steps), timeout=10))
+    assert [reply.WhichOneof("outcome") for reply in replies] == ["reply", "reply", "error", "reply"]
+    counted = {
+        "pocketlens_turns_total kind=OK": 3,
+        "pocketlens_turns_total kind=BadQuery": 1,
+        "pocketlens_requests_total kind=OK method=Converse via=grpc": 1,
+        "pocketlens_stage_seconds_count stage=total": 3,
+    }
+    wait_for(lambda: watched.figures()["pocketlens_calls_in_flight"] == 0)
+    after = watched.figures()
+    assert {name: after[name] - before[name] for name in counted} == counted
