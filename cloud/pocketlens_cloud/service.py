@@ -19,6 +19,7 @@ from pocketlens_wire.v1 import retrieval_pb2 as pb
 
 from pocketlens_cloud.compose import Composer, Mode, Plan
 from pocketlens_cloud.gallery.filters import Filter, carrying
+from pocketlens_cloud.gallery.following import pinned
 from pocketlens_cloud.gallery.interface import Gallery, Scored, Search
 from pocketlens_cloud.gallery.payload import Scalar, Value, clip
 from pocketlens_cloud.towers import Row
@@ -127,7 +128,8 @@ class Service:
         composed = self._composer.finish(question.plan, texts)
         headed = time.perf_counter()
         asked = Search(vector=composed.vector, name=composed.vector_name, top=question.top, where=question.where)
-        hits = self._gallery.search(asked)
+        with pinned(self._gallery) as gallery:  # hits and generation of one version
+            hits, generation = gallery.search(asked), gallery.generation
         ended = time.perf_counter()
         times = pb.StageTimes(
             check_ms=question.check_ms,
@@ -152,7 +154,7 @@ class Service:
             token_space=self._manifest.token_space,
             gallery_space=self._manifest.gallery_space,
             mode=WIRE_MODE[question.plan.mode],
-            generation=self._gallery.generation,
+            generation=generation,
             notes=composed.notes,
             words_used=composed.words_used,
         )

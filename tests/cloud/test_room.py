@@ -9,7 +9,12 @@ from pathlib import Path
 import pocketlens_cloud
 
 HOME = Path(next(iter(pocketlens_cloud.__path__)))
-HEAVY = {"onnxruntime": "runtime.py", "tokenizers": "tokenizer.py", "qdrant_edge": "embedded.py"}
+HEAVY = {
+    "onnxruntime": "runtime.py",
+    "tokenizers": "tokenizer.py",
+    "qdrant_edge": "embedded.py",
+    "qdrant_client": "remote.py",
+}
 
 
 def test_each_heavy_library_is_imported_in_exactly_one_file():

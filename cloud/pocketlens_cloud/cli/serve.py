@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pocketlens_cloud.cli.places import Consistency, GrpcPort, Place, QdrantKeyFile, TimeoutS, Url
 from pocketlens_cloud.cli.root import Bundle, Precision, app, err, out, plain_errors
 from pocketlens_cloud.cli.security import (
     AuditLog,
@@ -25,6 +26,7 @@ from pocketlens_cloud.cli.security import (
 if TYPE_CHECKING:
     from pocketlens_cloud.compose import Composer
     from pocketlens_cloud.gallery.embedded import EmbeddedGallery
+    from pocketlens_cloud.gallery.following import FollowingGallery
     from pocketlens_cloud.gallery.interface import Gallery
     from pocketlens_cloud.service import Service
     from pocketlens_cloud.serving.batching import Limits
@@ -33,7 +35,10 @@ if TYPE_CHECKING:
 
 @app.command()
 def serve(
-    gallery: Annotated[Path, typer.Option(help="Gallery directory made by `index`.")],
+    gallery: Annotated[
+        Path | None,
+        typer.Option(help="Gallery directory made by `index`, or directory of versions.", show_default=False),
+    ] = None,
     bundle: Bundle = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 lets the system choose.")] = 50551,
@@ -66,10 +71,20 @@ def serve(
         typer.Option(help="Folder that was indexed, so that the page can show the hits.", show_default=False),
     ] = None,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+    qdrant: Url = None,
+    collection: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Gallery on the Qdrant server.", show_default=False)
+    ] = None,
+    qdrant_grpc_port: GrpcPort = 6334,
+    qdrant_key_file: QdrantKeyFile = None,
+    qdrant_timeout_s: TimeoutS = 5,
+    qdrant_read_consistency: Consistency = None,
 ) -> None:
     """Answer composed queries over gRPC until SIGTERM or Ctrl-C.
 
     One line on stdout says when it is ready and where. Stopping finishes the calls in flight.
+
+    Of a gallery with versions (pocketlens-cloud gallery) it serves the live one, and another as soon as it is promoted.
 
     With --web a browser can ask too: the page turns the picture into tokens itself and sends only those.
 
@@ -80,6 +95,8 @@ def serve(
     pocketlens-cloud serve --gallery ./gallery --web 127.0.0.1:8080 --pictures ~/Pictures
 
     pocketlens-cloud serve --gallery ./gallery --port 0 --ready-file ./address
+
+    pocketlens-cloud serve --qdrant http://10.0.0.5:6333 --collection shop
 
     pocketlens-cloud serve --gallery ./gallery --host 0.0.0.0 --tls-cert cert.pem --tls-key key.pem --keys keys.json
 
@@ -104,7 +121,15 @@ def serve(
         page = _address(web) if web else None
         if page:
             guard_host(page[0], security)
-        _serve(gallery, bundle, host, port, threads, precision, runs, remember, ready_file, page, pictures, security)
+        place = Place(
+            name=_name(gallery, qdrant, collection),
+            url=qdrant,
+            grpc_port=qdrant_grpc_port,
+            key_file=qdrant_key_file,
+            timeout_s=qdrant_timeout_s,
+            consistency=qdrant_read_consistency,
+        )
+        _serve(place, bundle, host, port, threads, precision, runs, remember, ready_file, page, pictures, security)
 
 
 def _address(text: str) -> tuple[str, int]:
@@ -116,8 +141,17 @@ def _address(text: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
+def _name(gallery: Path | None, qdrant: str | None, collection: str | None) -> str:
+    """What is served, of the one kind or the other."""
+    if gallery and not qdrant and not collection:
+        return str(gallery)
+    if qdrant and collection and not gallery:
+        return collection
+    raise typer.BadParameter("name a directory with --gallery, or a server's gallery with --qdrant and --collection")
+
+
 def _serve(
-    gallery: Path, bundle: Path | None, host: str, port: int, threads: int, precision: str, runs: int | None,
+    place: Place, bundle: Path | None, host: str, port: int, threads: int, precision: str, runs: int | None,
     remember: int, ready_file: Path | None, page: tuple[str, int] | None, pictures: Path | None,
     security: Security,
 ) -> None:  # fmt: skip
@@ -127,7 +161,7 @@ def _serve(
     if ready_file:
         ready_file.unlink(missing_ok=True)  # one that was killed could not
     with ThreadPoolExecutor(2) as pool:
-        opening = pool.submit(_open_gallery, gallery)
+        opening = pool.submit(_open_gallery, place)
         loading = pool.submit(_load_composer, bundle, threads, precision)
         from pocketlens_cloud.service import Service  # grpc loads meanwhile
 
@@ -136,7 +170,7 @@ def _serve(
         service = Service(composer, held)
         if not held.settled:
             err.print(
-                f"warning: an indexing of {gallery} did not reach its end; run it again",
+                f"warning: an indexing of {place.name} did not reach its end; run it again",
                 style="yellow",
                 markup=False,
             )
@@ -153,9 +187,19 @@ def _serve(
             _run(service, host, port, ready_file, facts, beside, batch, security)
 
 
-def _open_gallery(path: Path) -> "EmbeddedGallery":
+def _open_gallery(place: Place) -> "EmbeddedGallery | FollowingGallery":
+    """A gallery by itself, or the live version of one that has versions, followed."""
     from pocketlens_cloud.gallery.embedded import EmbeddedGallery
+    from pocketlens_cloud.gallery.folder import FolderVersions, is_versioned
+    from pocketlens_cloud.gallery.following import FollowingGallery
 
+    if place.url is not None:
+        from pocketlens_cloud.gallery.collections import CollectionVersions
+
+        return FollowingGallery(CollectionVersions(place.server(), place.name)).start()
+    path = Path(place.name)
+    if is_versioned(path):
+        return FollowingGallery(FolderVersions(path)).start()
     return EmbeddedGallery.open(path)
 
 
