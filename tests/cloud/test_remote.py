@@ -82,6 +82,17 @@ def test_a_server_that_is_away_is_said_so_and_found_again(fake, gallery):
         read()
 
 
+def test_a_call_that_fails_on_the_way_is_made_again_but_not_for_ever(fake, gallery):
+    fake.failures = 2
+    gallery.ping()
+    gallery.upsert([Point("1" * 32, {"original": ROW})])
+    assert gallery.size == 2
+    fake.failures = 9
+    with pytest.raises(Unavailable, match="going down"):
+        gallery.ping()
+    assert fake.failures == 6
+
+
 def test_a_server_that_hangs_is_not_waited_for_for_ever(fake, gallery):
     fake.freeze()
     with pytest.raises(Unavailable, match="did not answer in time"):

@@ -106,7 +106,8 @@ class Collection:
 class FakeQdrant:
     """`with FakeQdrant(folder) as fake:` serves on fake.grpc_port and fake.http_port until left.
 
-    What a test may do to it: `stop` and `start` (same ports), `freeze` (calls hang until `thaw`), `statuses`."""
+    What a test may do to it: `stop` and `start` (same ports), `freeze` (calls hang until `thaw`), and what `statuses`
+    and `failures` say."""
 
     def __init__(self, home: Path, *, api_key: str = "", nodes: int = 1, keeps_metadata: bool = True) -> None:
         self.home, self.api_key, self.nodes, self.keeps_metadata = home, api_key, nodes, keeps_metadata
@@ -119,6 +120,7 @@ class FakeQdrant:
         self.made: list[q.CreateCollection] = []
         self.statuses: list[str] = []  # said of any collection in turn, then Green
         self.nudges = 0
+        self.failures = 0  # calls to come that are answered with UNAVAILABLE
         self.grpc_port = self.http_port = 0
         self._count = 0
 
@@ -228,6 +230,9 @@ class _Gate(grpc.ServerInterceptor):
             return grpc.unary_unary_rpc_method_handler(
                 lambda _, context: context.abort(Code.UNAUTHENTICATED, "Must provide an API key")
             )
+        if fake.failures:
+            fake.failures -= 1
+            return grpc.unary_unary_rpc_method_handler(lambda _, context: context.abort(Code.UNAVAILABLE, "going down"))
         fake.calls.append(details.method.removeprefix("/qdrant."))
         fake.running.wait()
         return continuation(details)
@@ -620,41 +625,45 @@ def _query(held: Collection, query: Any) -> engine.QueryRequest:
     )
 
 
-def _filter(held: Collection, where: Any, count: list[int]) -> engine.Filter:
+def _filter(held: Collection, where: Any, count: list[int], within: str = "") -> engine.Filter:
+    """`within`: path of the list whose elements are asked."""
     least = None
     if where.HasField("min_should"):
-        parts = [_condition(held, part, count) for part in where.min_should.conditions]
+        parts = [_condition(held, part, count, within) for part in where.min_should.conditions]
         least = engine.MinShould(parts, where.min_should.min_count)
     return engine.Filter(
-        must=[_condition(held, part, count) for part in where.must],
-        should=[_condition(held, part, count) for part in where.should] or None,
-        must_not=[_condition(held, part, count) for part in where.must_not],
+        must=[_condition(held, part, count, within) for part in where.must],
+        should=[_condition(held, part, count, within) for part in where.should] or None,
+        must_not=[_condition(held, part, count, within) for part in where.must_not],
         min_should=least,
     )
 
 
-def _condition(held: Collection, part: Any, count: list[int]) -> Any:
+def _condition(held: Collection, part: Any, count: list[int], within: str) -> Any:
     count[0] += 1
     match part.WhichOneof("condition_one_of"):
         case "filter":
-            return _filter(held, part.filter, count)
+            return _filter(held, part.filter, count, within)
         case "has_id":
             held.limit("condition_max_size", len(part.has_id.has_id), "ids")
             return engine.HasIdCondition({point.uuid for point in part.has_id.has_id})
         case "is_empty":
-            _indexed(held, part.is_empty.key, None)
+            _indexed(held, within + part.is_empty.key, None)
             return engine.IsEmptyCondition(part.is_empty.key)
         case "field":
-            return _field(held, part.field)
+            return _field(held, part.field, within)
+        case "nested":
+            key = part.nested.key
+            return engine.NestedCondition(key, _filter(held, part.nested.filter, count, f"{within}{key}[]."))
         case other:
             raise Refused(Code.UNIMPLEMENTED, f"the fake does not do condition {other}")
 
 
-def _field(held: Collection, one: Any) -> engine.FieldCondition:
+def _field(held: Collection, one: Any, within: str) -> engine.FieldCondition:
     _only(one, {"key", "match", "range", "datetime_range", "geo_radius"})
     if one.HasField("match"):
         kind = one.match.WhichOneof("match_value")
-        _indexed(held, one.key, kind)
+        _indexed(held, within + one.key, kind)
         value = getattr(one.match, kind)
         match kind:
             case "keyword" | "integer":
@@ -669,14 +678,14 @@ def _field(held: Collection, one: Any) -> engine.FieldCondition:
             case _:  # a bool too: the engine's Python binding reads it as an integer and would find nothing
                 raise Refused(Code.UNIMPLEMENTED, f"the fake does not match {kind}")
     if one.HasField("range"):
-        _indexed(held, one.key, "range")
+        _indexed(held, within + one.key, "range")
         bounds = {each.name: value for each, value in one.range.ListFields()}
         return engine.FieldCondition(one.key, range=engine.RangeFloat(**bounds))
     if one.HasField("datetime_range"):
-        _indexed(held, one.key, "datetime_range")
+        _indexed(held, within + one.key, "datetime_range")
         spans = {each.name: value.ToJsonString() for each, value in one.datetime_range.ListFields()}
         return engine.FieldCondition(one.key, range=engine.RangeDateTime(**spans))
-    _indexed(held, one.key, "geo_radius")
+    _indexed(held, within + one.key, "geo_radius")
     centre = engine.GeoPoint(one.geo_radius.center.lon, one.geo_radius.center.lat)
     return engine.FieldCondition(one.key, geo_radius=engine.GeoRadius(centre, one.geo_radius.radius))
 

@@ -49,6 +49,7 @@ log = logging.getLogger(__name__)
 KEY_VARIABLE: Final = "POCKETLENS_QDRANT_API_KEY"
 DESCRIPTION: Final = "pocketlens"  # key of a collection's metadata; its value is JSON text, so merging cannot mix two
 WORDS: Final = "-"  # before a text's key: its second copy, indexed by words; no key of a user's begins so
+EACH: Final = "text"  # each of several texts lies there as {EACH: text}, to be asked one by one
 WORDED: Final[tuple[Kind, ...]] = ("text", "texts")
 BATCH: Final = 256  # points written in one call: about 1 MB of two vectors of width 512
 SCROLL: Final = 500  # points read in one call
@@ -376,8 +377,8 @@ class RemoteGallery:
     @property
     def indexed_keys(self) -> list[str]:
         there = set(self._server.info(self._collection).payload_schema)
-        wanted = _indexes(self._server.models, self._description.payload)
-        return [key for key in self.payload_keys if {key, WORDS + key} & wanted.keys() <= there]
+        kinds = self._description.payload
+        return [key for key in self.payload_keys if there.issuperset(_fields(key, kinds[key]))]
 
     @property
     def size(self) -> int:
@@ -620,7 +621,7 @@ class RemoteGallery:
         """As stored; texts a second time, for their index of words."""
         kinds = self._description.payload
         kept = {key: stored(value, kinds[key]) for key, value in payload.items()}
-        return kept | {WORDS + key: value for key, value in kept.items() if kinds[key] in WORDED}
+        return kept | {WORDS + key: _worded(value) for key, value in kept.items() if kinds[key] in WORDED}
 
     def _out(self, payload: Mapping[str, Any] | None) -> dict[str, Value]:
         kept = {key: value for key, value in (payload or {}).items() if not key.startswith(WORDS)}
@@ -747,8 +748,25 @@ def _indexes(models: Any, kinds: Mapping[str, Kind]) -> dict[str, Any]:
     by_words = models.TextIndexParams(
         type=models.TextIndexType.TEXT, tokenizer=models.TokenizerType.WORD, lowercase=True, on_disk=True
     )
-    whole = {key: _schema(models, kind) for key, kind in kinds.items()}
-    return whole | {WORDS + key: by_words for key, kind in kinds.items() if kind in WORDED}
+    found = {}
+    for key, kind in kinds.items():
+        found |= {name: _schema(models, kind) if name == key else by_words for name in _fields(key, kind)}
+    return found
+
+
+def _fields(key: str, kind: Kind) -> list[str]:
+    """Fields that are indexed for a payload key. Of `texts` some pictures have one, as before the key met a list."""
+    match kind:
+        case "text":
+            return [key, WORDS + key]
+        case "texts":
+            return [key, WORDS + key, f"{WORDS}{key}[].{EACH}"]
+        case _:
+            return [key]
+
+
+def _worded(value: Any) -> Any:
+    return [{EACH: text} for text in value] if isinstance(value, list) else value
 
 
 def _filter(models: Any, where: Filter, kinds: Mapping[str, Kind]) -> Any:
@@ -786,7 +804,13 @@ def _part(models: Any, part: Condition | Filter, kinds: Mapping[str, Kind]) -> A
         case Between(key=key):
             return _range(models, part, kinds[key])
         case Says(key, words):
-            return models.FieldCondition(key=WORDS + key, match=models.MatchText(text=words))
+            alone = models.FieldCondition(key=WORDS + key, match=models.MatchText(text=words))
+            if kinds[key] == "text":
+                return alone
+            # An index of a list knows only which words are in any of its texts; all must be in one of them.
+            one = models.Filter(must=[models.FieldCondition(key=EACH, match=models.MatchText(text=words))])
+            among = models.NestedCondition(nested=models.Nested(key=WORDS + key, filter=one))
+            return models.Filter(should=[alone, among])
         case Near(key, latitude, longitude, radius_m):
             centre = models.GeoPoint(lat=latitude, lon=longitude)
             return models.FieldCondition(key=key, geo_radius=models.GeoRadius(center=centre, radius=radius_m))
