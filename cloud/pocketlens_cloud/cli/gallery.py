@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pocketlens_cloud.cli.index import list_lines, print_report, progress
-from pocketlens_cloud.cli.places import GrpcPort, QdrantKeyFile, Place, TimeoutS, Url, open_versions
+from pocketlens_cloud.cli.places import GrpcPort, Place, QdrantKeyFile, TimeoutS, Url, open_versions
 from pocketlens_cloud.cli.root import AsJson, Bundle, Precision, app, err, fail, out, plain_errors
 
 if TYPE_CHECKING:
