@@ -19,6 +19,7 @@ from pocketlens_wire.v1 import retrieval_pb2 as pb
 from pocketlens_cloud.compose import Composer, Mode, Modifier, Plan
 from pocketlens_cloud.conditions import filter_of
 from pocketlens_cloud.gallery.checks import check_search
+from pocketlens_cloud.gallery.following import pinned
 from pocketlens_cloud.gallery.interface import Gallery, Scored, Search
 from pocketlens_cloud.gallery.payload import Value, clip
 from pocketlens_cloud.rerank import RERANK, rerank
@@ -135,7 +136,9 @@ class Service:
         read = time.perf_counter()
         composed = self._composer.finish(question.plan, texts)
         headed = time.perf_counter()
-        hits, reranked = self._hits(question, composed.vector)
+        with pinned(self._gallery) as gallery:  # hits and generation of one version
+            hits, reranked = _hits(gallery, question, composed.vector)
+            generation = gallery.generation
         ended = time.perf_counter()
         times = pb.StageTimes(
             check_ms=question.check_ms,
@@ -160,26 +163,12 @@ class Service:
             token_space=self._manifest.token_space,
             gallery_space=self._manifest.gallery_space,
             mode=WIRE_MODE[question.plan.mode],
-            generation=self._gallery.generation,
+            generation=generation,
             notes=composed.notes,
             words_used=composed.words_used,
             reranked=reranked,
             edition=limits.EDITION,
         )
-
-    def _hits(self, question: Question, vector: NDArray[np.float32]) -> tuple[list[Scored], int]:
-        """The page that was asked for, and how many of the best hits were sorted anew before it was cut."""
-        asked = replace(question.search, vector=vector)
-        if not question.rerank or asked.skip >= RERANK.depth:
-            return self._gallery.search(asked), 0
-        whole = replace(asked, skip=0, top=max(asked.skip + asked.top, RERANK.depth), with_vectors=True)
-        found = self._gallery.search(whole)
-        vectors = [hit.vector for hit in found if hit.vector is not None]
-        if len(vectors) < 2:
-            return found[asked.skip :], 0
-        places, _ = rerank(vector, np.stack(vectors), np.array([hit.score for hit in found], np.float32))
-        page = [found[place] for place in places[asked.skip : asked.skip + asked.top]]
-        return page, min(len(found), RERANK.depth)
 
     def _check_spaces(self, request: pb.SearchRequest) -> None:
         ours = self._manifest
@@ -275,6 +264,21 @@ def _modifiers(request: pb.SearchRequest) -> list[Modifier]:
                 f"a modifier's weight is -{limits.MAX_WEIGHT:g} to {limits.MAX_WEIGHT:g}; {each.weight} came"
             )
     return said
+
+
+def _hits(gallery: Gallery, question: Question, vector: NDArray[np.float32]) -> tuple[list[Scored], int]:
+    """The page that was asked for, and how many of the best hits were sorted anew before it was cut."""
+    asked = replace(question.search, vector=vector)
+    if not question.rerank or asked.skip >= RERANK.depth:
+        return gallery.search(asked), 0
+    whole = replace(asked, skip=0, top=max(asked.skip + asked.top, RERANK.depth), with_vectors=True)
+    found = gallery.search(whole)
+    vectors = [hit.vector for hit in found if hit.vector is not None]
+    if len(vectors) < 2:
+        return found[asked.skip :], 0
+    places, _ = rerank(vector, np.stack(vectors), np.array([hit.score for hit in found], np.float32))
+    page = [found[place] for place in places[asked.skip : asked.skip + asked.top]]
+    return page, min(len(found), RERANK.depth)
 
 
 def version() -> str:

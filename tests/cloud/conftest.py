@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import secrets
 import tempfile
 import threading
+import warnings
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -31,6 +33,7 @@ from pocketlens_wire.pictures import PictureSpec, fit, open_picture
 from pocketlens_wire.tokens import Encoding, pack
 from pocketlens_wire.v1 import retrieval_pb2 as pb
 from pocketlens_wire.v1.retrieval_pb2_grpc import RetrievalStub
+from qdrant.servers import SERVERS, Running
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 SIDE, WIDTH, DIM, CONTEXT = 16, 12, 24, 24
@@ -457,19 +460,73 @@ def running(service) -> Iterator[RunningServer]:
         yield server
 
 
-@pytest.fixture(scope="session", params=["embedded"])
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Gallery]]:
-    """`engine(dim=..., vectors=[...])` makes an empty gallery; tests that take it run once for each engine there is."""
+@contextmanager
+def _embedded(home: Path) -> Iterator[Callable[..., Gallery]]:
     made: list[Gallery] = []
 
     def make(*, dim: int, vectors: list[str]) -> Gallery:
-        path = tmp_path_factory.mktemp("engine") / "gallery"
+        path = home / str(len(made))
         made.append(EmbeddedGallery.create(path, dim=dim, vectors=vectors, gallery_space="gs-1"))
         return made[-1]
 
     yield make
     for gallery in made:
         gallery.close()
+
+
+def _on_server(running: Running) -> Callable[..., Gallery]:
+    """Collections, which go with `running`."""
+    from pocketlens_cloud.gallery.remote import RemoteGallery
+
+    def make(*, dim: int, vectors: list[str]) -> Gallery:
+        name = f"{running.name}-{secrets.token_hex(3)}"
+        return RemoteGallery.create(running.server, name, dim=dim, vectors=vectors, gallery_space="gs-1")
+
+    return make
+
+
+def _in_local_mode() -> Running:
+    """qdrant-client's own engine in Python: a second opinion on what a request means."""
+    from pocketlens_cloud.gallery.remote import Address, Server
+    from qdrant_client import QdrantClient
+
+    return Running(Server(Address(url="http://nowhere"), _Quiet(QdrantClient(":memory:"))), "local", lambda *_: "")
+
+
+class _Quiet:
+    """A client without its warnings that indexes and settings of searches have no effect in local mode."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._client, name)
+
+        def call(*args: Any, **named: Any) -> Any:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)
+                return method(*args, **named)
+
+        return call
+
+
+ENGINES = ["embedded", "local-mode", *SERVERS]
+
+
+@pytest.fixture(scope="session", params=ENGINES)
+def engine(request, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Gallery]]:
+    """`engine(dim=..., vectors=[...])` makes an empty gallery; tests that take it run once for each engine there is."""
+    home = tmp_path_factory.mktemp("engine")
+    if request.param == "embedded":
+        with _embedded(home) as make:
+            yield make
+        return
+    pytest.importorskip("qdrant_client", reason="pip install 'pocketlens[qdrant]'")
+    if request.param == "local-mode":
+        yield _on_server(_in_local_mode())
+        return
+    with SERVERS[request.param](home) as running:
+        yield _on_server(running)
 
 
 @pytest.fixture

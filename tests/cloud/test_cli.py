@@ -1,5 +1,6 @@
 """The commands as a user meets them: exit codes, messages, signals."""
 
+import contextlib
 import json
 import os
 import signal
@@ -15,7 +16,9 @@ import grpc
 import pytest
 from pocketlens_cloud.cli import app
 from pocketlens_cloud.gallery.embedded import EmbeddedGallery
+from pocketlens_wire.v1 import retrieval_pb2 as pb
 from pocketlens_wire.v1.retrieval_pb2_grpc import RetrievalStub
+from qdrant.servers import SERVERS
 from typer.testing import CliRunner
 
 SLOWER = """
@@ -46,10 +49,13 @@ def spawn(toy, tmp_path):
     """Start `serve` on a free port in its own process; wait until it is ready."""
     started: list[subprocess.Popen] = []
 
-    def start(gallery: Path, code: str = "from pocketlens_cloud.cli import app; app()") -> tuple[subprocess.Popen, str]:
+    def start(
+        gallery: Path | list[str], code: str = "from pocketlens_cloud.cli import app; app()"
+    ) -> tuple[subprocess.Popen, str]:
         ready = tmp_path / "address"
         ready.unlink(missing_ok=True)  # a server that was killed could not
-        command = [sys.executable, "-W", "error", "-c", code, "serve", "--gallery", str(gallery), "--port", "0"]
+        where = ["--gallery", str(gallery)] if isinstance(gallery, Path) else gallery
+        command = [sys.executable, "-W", "error", "-c", code, "serve", *where, "--port", "0"]
         process = subprocess.Popen(
             [*command, "--ready-file", str(ready)],
             env=os.environ | {"POCKETLENS_BUNDLE": str(toy.bundle)},
@@ -194,3 +200,42 @@ def test_help_teaches_with_an_example(invoke, command):
     told = invoke(*command, "--help")
     assert told.exit_code == 0
     assert "pocketlens-cloud " + (command[0] if command else "index") in told.stdout
+
+
+@pytest.mark.parametrize("engine", ["folder", "fake"])
+def test_a_promoted_version_is_served_without_a_restart(engine, invoke, spawn, pictures, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with contextlib.ExitStack() as until_the_end:
+        name, at, served = str(tmp_path / "shop"), [], tmp_path / "shop"
+        if engine == "fake":
+            pytest.importorskip("qdrant_client", reason="pip install 'pocketlens[qdrant]'")
+            running = until_the_end.enter_context(SERVERS[engine](tmp_path))
+            address, name = running.server.address, running.name
+            at = ["--qdrant", address.url, "--qdrant-grpc-port", str(address.grpc_port)]
+            served = [*at, "--collection", name]
+        generations = []
+        for _ in range(2):
+            assert invoke("gallery", "build", name, pictures, *at).exit_code == 0
+            generations.append(
+                json.loads(invoke("gallery", "list", name, *at, "--json").stdout)["versions"][-1]["generation"]
+            )
+            if len(generations) == 1:
+                assert invoke("gallery", "promote", name, *at, "--unverified").exit_code == 0
+        _, address = spawn(served)
+        with grpc.insecure_channel(address) as channel:
+
+            def describe() -> str:
+                return RetrievalStub(channel).Describe(pb.DescribeRequest(), timeout=10).generation
+
+            assert describe() == generations[0]
+            assert invoke("gallery", "promote", name, *at, "--unverified").exit_code == 0
+            deadline = time.monotonic() + 30
+            while describe() == generations[0]:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            assert describe() == generations[1]
+
+
+def test_serve_is_told_one_gallery(invoke):
+    for arguments in ([], ["--gallery", "g", "--qdrant", "http://127.0.0.1:1"], ["--collection", "shop"]):
+        assert "with --gallery" in invoke("serve", *arguments).stderr

@@ -18,6 +18,7 @@ HEAVY = {
     "grpc_reflection": "operations.py",
     "pythonjsonlogger": "logs.py",
     "opentelemetry": "traces.py",
+    "qdrant_client": "remote.py",
 }
 
 

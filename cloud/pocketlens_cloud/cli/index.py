@@ -62,7 +62,7 @@ def index(
 
         if payload is None and (found := ingest.default_payload(folder)):
             err.print(f"payload from {found}", markup=False)
-        with _progress() as on_progress:
+        with progress() as on_progress:
             report = ingest.index(
                 folder,
                 gallery,
@@ -78,15 +78,15 @@ def index(
         if as_json:
             out.print_json(json.dumps({**asdict(report), "merged": report.merged}))
         else:
-            _print_report(report, gallery)
-        _list("unreadable", [f"{file}: {reason}" for file, reason in report.unreadable])
+            print_report(report, f"gallery {gallery}")
+        list_lines("unreadable", [f"{file}: {reason}" for file, reason in report.unreadable])
         if len(report.unreadable) > allow_unreadable:
             err.print(f"{len(report.unreadable)} unreadable, {allow_unreadable} allowed", style="red", markup=False)
             raise typer.Exit(1)
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
+def progress() -> Iterator[Callable[[int, int], None]]:
     """A bar with rate and time left on a terminal, a plain line every few seconds elsewhere."""
     if not err.is_terminal:
         yield _plain_progress()
@@ -124,7 +124,7 @@ def _plain_progress() -> Callable[[int, int], None]:
     return on_progress
 
 
-def _print_report(report: "IngestReport", gallery: Path) -> None:
+def print_report(report: "IngestReport", title: str) -> None:
     counts = {
         "indexed": report.indexed,
         "already there": report.skipped,
@@ -135,21 +135,21 @@ def _print_report(report: "IngestReport", gallery: Path) -> None:
     }
     told = ", ".join(f"{count} {what}" for what, count in counts.items() if count) or "nothing to do"
     out.print(f"{told}", markup=False, highlight=False)
-    _list("same bytes", [f"{file} = {first}" for file, first in report.duplicates])
+    list_lines("same bytes", [f"{file} = {first}" for file, first in report.duplicates])
     if not report.pruned:
-        _list("no longer in the folder (remove them with --prune)", report.gone)
-    _list("named in the payload but not in the folder", report.unused_payload)
-    _list(
+        list_lines("no longer in the folder (remove them with --prune)", report.gone)
+    list_lines("named in the payload but not in the folder", report.unused_payload)
+    list_lines(
         "payload not used, the same picture has another", [f"{file} = {first}" for file, first in report.lost_payload]
     )
     out.print(
-        f"gallery {gallery}: {report.size} pictures, generation {report.generation}",
+        f"{title}: {report.size} pictures, generation {report.generation}",
         markup=False,
         highlight=False,
     )
 
 
-def _list(what: str, lines: list[str]) -> None:
+def list_lines(what: str, lines: list[str]) -> None:
     if not lines:
         return
     err.print(f"{what} ({len(lines)}):", markup=False, highlight=False)

@@ -22,6 +22,7 @@ from pocketlens_cloud.cli.operating import (
     open_operations,
     start_log,
 )
+from pocketlens_cloud.cli.places import Consistency, GrpcPort, Place, QdrantKeyFile, TimeoutS, Url
 from pocketlens_cloud.cli.root import Bundle, Precision, app, err, out, plain_errors
 from pocketlens_cloud.cli.security import (
     AuditLog,
@@ -40,6 +41,7 @@ from pocketlens_cloud.cli.settings import ENVIRONMENT, Settings
 if TYPE_CHECKING:
     from pocketlens_cloud.compose import Composer
     from pocketlens_cloud.gallery.embedded import EmbeddedGallery
+    from pocketlens_cloud.gallery.following import FollowingGallery
     from pocketlens_cloud.gallery.interface import Gallery
     from pocketlens_cloud.service import Service
     from pocketlens_cloud.serving.front import Front
@@ -48,7 +50,10 @@ if TYPE_CHECKING:
 
 @app.command(context_settings={"auto_envvar_prefix": ENVIRONMENT})
 def serve(
-    gallery: Annotated[Path, typer.Option(help="Gallery directory made by `index`.")],
+    gallery: Annotated[
+        Path | None,
+        typer.Option(help="Gallery directory made by `index`, or directory of versions.", show_default=False),
+    ] = None,
     bundle: Bundle = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 lets the system choose.")] = 50551,
@@ -80,6 +85,14 @@ def serve(
         Path | None,
         typer.Option(help="Folder that was indexed, so that the page can show the hits.", show_default=False),
     ] = None,
+    qdrant: Url = None,
+    collection: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Gallery on the Qdrant server.", show_default=False)
+    ] = None,
+    qdrant_grpc_port: GrpcPort = 6334,
+    qdrant_key_file: QdrantKeyFile = None,
+    qdrant_timeout_s: TimeoutS = 5,
+    qdrant_read_consistency: Consistency = None,
     metrics: MetricsAt = None,
     insecure_metrics: InsecureMetrics = False,
     reflection: Reflection = False,
@@ -92,6 +105,8 @@ def serve(
 
     One line on stdout says when it is ready and where. Stopping finishes the calls in flight.
 
+    Of a gallery with versions (pocketlens-cloud gallery) it serves the live one, and another as soon as it is promoted.
+
     With --web a browser can ask too: the page turns the picture into tokens itself and sends only those.
 
     [bold]Examples[/bold]
@@ -101,6 +116,8 @@ def serve(
     pocketlens-cloud serve --gallery ./gallery --web 127.0.0.1:8080 --pictures ~/Pictures
 
     pocketlens-cloud serve --gallery ./gallery --port 0 --ready-file ./address
+
+    pocketlens-cloud serve --qdrant http://10.0.0.5:6333 --collection shop
 
     pocketlens-cloud serve --gallery ./gallery --host 0.0.0.0 --tls-cert cert.pem --tls-key key.pem --keys keys.json
 
@@ -128,17 +145,36 @@ def serve(
         page = address(web, "--web") if web else None
         if page:
             guard_host(page[0], security)
-        _serve(asked, security, page, monitor_of(asked))
+        place = Place(
+            name=_name(gallery, qdrant, collection),
+            url=qdrant,
+            grpc_port=qdrant_grpc_port,
+            key_file=qdrant_key_file,
+            timeout_s=qdrant_timeout_s,
+            consistency=qdrant_read_consistency,
+        )
+        _serve(asked, place, security, page, monitor_of(asked))
 
 
-def _serve(asked: Settings, security: Security, page: tuple[str, int] | None, monitor: tuple[str, int] | None) -> None:
+def _name(gallery: Path | None, qdrant: str | None, collection: str | None) -> str:
+    """What is served, of the one kind or the other."""
+    if gallery and not qdrant and not collection:
+        return str(gallery)
+    if qdrant and collection and not gallery:
+        return collection
+    raise typer.BadParameter("name a directory with --gallery, or a server's gallery with --qdrant and --collection")
+
+
+def _serve(
+    asked: Settings, place: Place, security: Security, page: tuple[str, int] | None, monitor: tuple[str, int] | None
+) -> None:
     """Load gallery and models side by side, then serve until told to stop."""
     from concurrent.futures import ThreadPoolExecutor
 
     if asked.ready_file:
         asked.ready_file.unlink(missing_ok=True)  # one that was killed could not
     with ThreadPoolExecutor(2) as pool:
-        opening = pool.submit(_open_gallery, asked.gallery)
+        opening = pool.submit(_open_gallery, place)
         loading = pool.submit(_load_composer, asked)
         from pocketlens_cloud.service import Service  # grpc loads meanwhile
 
@@ -147,7 +183,7 @@ def _serve(asked: Settings, security: Security, page: tuple[str, int] | None, mo
         service = Service(composer, held)
         if not held.settled:
             err.print(
-                f"warning: an indexing of {asked.gallery} did not reach its end; run it again",
+                f"warning: an indexing of {place.name} did not reach its end; run it again",
                 style="yellow",
                 markup=False,
             )
@@ -161,9 +197,19 @@ def _serve(asked: Settings, security: Security, page: tuple[str, int] | None, mo
             _run(asked, service, facts, operations, beside, security)
 
 
-def _open_gallery(path: Path) -> "EmbeddedGallery":
+def _open_gallery(place: Place) -> "EmbeddedGallery | FollowingGallery":
+    """A gallery by itself, or the live version of one that has versions, followed."""
     from pocketlens_cloud.gallery.embedded import EmbeddedGallery
+    from pocketlens_cloud.gallery.folder import FolderVersions, is_versioned
+    from pocketlens_cloud.gallery.following import FollowingGallery
 
+    if place.url is not None:
+        from pocketlens_cloud.gallery.collections import CollectionVersions
+
+        return FollowingGallery(CollectionVersions(place.server(), place.name)).start()
+    path = Path(place.name)
+    if is_versioned(path):
+        return FollowingGallery(FolderVersions(path)).start()
     return EmbeddedGallery.open(path)
 
 

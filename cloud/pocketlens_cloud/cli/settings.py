@@ -23,7 +23,7 @@ _SOURCES: Final = {"COMMANDLINE": "command line", "ENVIRONMENT": "environment", 
 class Settings:
     """The options of `serve`, wherever they came from; what each means is said where it is declared."""
 
-    gallery: Path
+    gallery: Path | None
     bundle: Path | None
     host: str
     port: int
@@ -41,6 +41,12 @@ class Settings:
     audit_searches: bool
     web: str | None
     pictures: Path | None
+    qdrant: str | None
+    collection: str | None
+    qdrant_grpc_port: int
+    qdrant_key_file: Path | None
+    qdrant_timeout_s: int
+    qdrant_read_consistency: str | None
     metrics: str | None
     insecure_metrics: bool
     reflection: bool

@@ -7,7 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, assert_never
 
-from pocketlens_wire.errors import BadQuery
+import numpy as np
+from pocketlens_wire.errors import BadQuery, GalleryError
 
 from pocketlens_cloud.gallery.filters import (
     AnyOf,
@@ -21,7 +22,7 @@ from pocketlens_cloud.gallery.filters import (
     NoneOf,
     Says,
 )
-from pocketlens_cloud.gallery.interface import Search
+from pocketlens_cloud.gallery.interface import Point, Search
 from pocketlens_cloud.gallery.payload import Kind, clip, is_degrees, kind_of
 
 MAX_DEPTH = 32  # filters within filters; far beyond what a request may have, so that no caller can exhaust the stack
@@ -77,6 +78,18 @@ def check_filter(where: Filter, kinds: Mapping[str, Kind]) -> None:
         if part.any_of and not 1 <= part.at_least <= len(part.any_of):
             raise BadQuery(f"at_least must be 1 to the {len(part.any_of)} of any_of; {part.at_least} came")
         waiting += [(inner, depth + 1) for inner in reversed((*part.all_of, *part.any_of, *part.none_of))]
+
+
+def check_vectors(point: Point, names: Sequence[str], dim: int) -> None:
+    """Raise GalleryError for a vector of `names` that is missing, of another shape than (dim,), zero or not finite."""
+    for name in names:
+        vector = point.vectors.get(name)
+        if vector is None or vector.shape != (dim,):
+            came = "nothing" if vector is None else f"shape {vector.shape}"
+            raise GalleryError(f"picture {point.id}: vector `{name}` must have shape ({dim},); {came} came")
+        # The engine itself stores NaN without a word.
+        if not np.isfinite(vector).all() or not vector.any():
+            raise GalleryError(f"picture {point.id}: vector `{name}` is zero or not finite; the model is broken")
 
 
 def _check_condition(one: Condition, kinds: Mapping[str, Kind]) -> None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pocketlens_wire.errors import GalleryError
 
 from pocketlens_cloud.gallery import directory, times
-from pocketlens_cloud.gallery.checks import check_filter, check_search
+from pocketlens_cloud.gallery.checks import check_filter, check_search, check_vectors
 from pocketlens_cloud.gallery.directory import SHARD, Description, Lock
 from pocketlens_cloud.gallery.filters import (
     AnyOf,
@@ -174,6 +174,11 @@ class EmbeddedGallery:
         return sorted(self._description.payload)
 
     @property
+    def indexed_keys(self) -> list[str]:
+        """Payload keys the engine has an index on, sorted: all of payload_keys in a sound gallery."""
+        return sorted(self._shard.info().payload_schema)
+
+    @property
     def size(self) -> int:
         """Number of pictures."""
         return self._shard.count(engine.CountRequest(exact=True))
@@ -184,7 +189,7 @@ class EmbeddedGallery:
         Raises GalleryError for a wrong dimension, a missing vector, a vector that is not finite or is
         zero, or a payload whose types contradict the gallery's."""
         for point in points:
-            self._check_vectors(point)
+            check_vectors(point, self.vectors, self.dim)
         self._begin(self._learned(point.payload for point in points))
         rows = [
             engine.Point(
@@ -323,16 +328,6 @@ class EmbeddedGallery:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _check_vectors(self, point: Point) -> None:
-        for name in self.vectors:
-            vector = point.vectors.get(name)
-            if vector is None or vector.shape != (self.dim,):
-                came = "nothing" if vector is None else f"shape {vector.shape}"
-                raise GalleryError(f"picture {point.id}: vector `{name}` must have shape ({self.dim},); {came} came")
-            # The engine itself stores NaN without a word.
-            if not np.isfinite(vector).all() or not vector.any():
-                raise GalleryError(f"picture {point.id}: vector `{name}` is zero or not finite; the model is broken")
 
     def _learned(self, payloads: Iterable[Payload]) -> dict[str, Kind]:
         kinds = self._description.payload

@@ -76,7 +76,7 @@ class Search:
 class Gallery(Protocol):
     """An open gallery. Searches may come from several threads, writes from one at a time.
 
-    Every method raises GalleryError when the engine fails or cannot be reached."""
+    Every method raises GalleryError when the engine fails, Unavailable when its server does not answer."""
 
     @property
     def title(self) -> str:
@@ -112,6 +112,11 @@ class Gallery(Protocol):
     @property
     def payload_keys(self) -> list[str]:
         """Keys a filter may name, sorted."""
+        ...
+
+    @property
+    def indexed_keys(self) -> list[str]:
+        """Payload keys the engine has an index on, sorted: all of payload_keys in a sound gallery."""
         ...
 
     @property

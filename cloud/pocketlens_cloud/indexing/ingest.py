@@ -10,6 +10,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TypeVar, final
@@ -22,7 +23,7 @@ from pocketlens_wire.pictures import ENDINGS, MAX_FILE_BYTES, PictureSpec, fit, 
 
 from pocketlens_cloud.bundle import open_cloud_half
 from pocketlens_cloud.gallery.embedded import EmbeddedGallery
-from pocketlens_cloud.gallery.interface import Point
+from pocketlens_cloud.gallery.interface import Gallery, Point
 from pocketlens_cloud.gallery.payload import Kind, Payload, Value, clip, learn
 from pocketlens_cloud.towers import ImageTower
 
@@ -61,9 +62,10 @@ class IngestReport:
 
 def index(
     folder: Path,
-    gallery: Path,
+    gallery: Path | Gallery,
     bundle: Path,
     *,
+    journal: Path | None = None,
     payload: Path | None = None,
     batch: int = 64,
     threads: int | None = None,
@@ -74,18 +76,20 @@ def index(
 ) -> IngestReport:
     """Bring `gallery` in line with the pictures of `folder`; makes the gallery if there is none.
 
-    `payload`: a payload.jsonl (default: the one in `folder`, if any); `batch`: pictures per run of the
-    image tower and per flush; `threads`: decoding threads; `precision`: of the image tower; `prune`:
-    also remove pictures whose file is gone; `rehash`: read files again even if size and time are as recorded.
+    `gallery`: a directory, or a gallery that is open, of whichever engine, and stays open; `journal`: file of the
+    journal (default: in the gallery's directory; needed for an open one); `payload`: a payload.jsonl (default: the
+    one in `folder`, if any); `batch`: pictures per run of the image tower and per flush; `threads`: decoding threads;
+    `precision`: of the image tower; `prune`: also remove pictures whose file is gone; `rehash`: read files again even
+    if size and time are as recorded.
     Unreadable pictures do not stop it, they are in the report.
     Raises GalleryError, BadBundle, SpaceMismatch."""
     files = list_pictures(folder)
-    if not files and not EmbeddedGallery.exists(gallery):
-        raise GalleryError(f"{folder} holds no pictures (files ending in {', '.join(sorted(ENDINGS))})")
+    if not files and isinstance(gallery, Path) and not EmbeddedGallery.exists(gallery):
+        raise no_pictures(folder)
     half, manifest = open_cloud_half(bundle)
-    with _open_or_create(gallery, manifest) as held, Journal(gallery / JOURNAL_FILE) as journal:
+    with _opened(gallery, manifest) as held, Journal(journal or _own_journal(gallery)) as lines:
         notes = read_payload(payload or default_payload(folder), held.payload_kinds)
-        run = _Run(folder, held, journal, notes, manifest.picture, rehash=rehash)
+        run = _Run(folder, held, lines, notes, manifest.picture, rehash=rehash)
         run.report.unused_payload = sorted(notes.keys() - set(files))
         tower: ImageTower | None = None
         with ThreadPoolExecutor(threads or os.cpu_count() or 1, "decode") as pool:
@@ -102,6 +106,10 @@ def index(
         held.settle()
         run.report.size, run.report.generation = held.size, held.generation
         return run.report
+
+
+def no_pictures(folder: Path) -> GalleryError:
+    return GalleryError(f"{folder} holds no pictures (files ending in {', '.join(sorted(ENDINGS))})")
 
 
 def list_pictures(folder: Path) -> list[str]:
@@ -224,7 +232,7 @@ class _Run:
     def __init__(
         self,
         folder: Path,
-        gallery: EmbeddedGallery,
+        gallery: Gallery,
         journal: Journal,
         notes: Mapping[str, Payload],
         spec: PictureSpec,
@@ -322,19 +330,34 @@ class _Run:
         return {FILE_KEY: file, **self._notes.get(file, {})}
 
 
-def _open_or_create(path: Path, manifest: CloudManifest) -> EmbeddedGallery:
-    if not EmbeddedGallery.exists(path):
-        return EmbeddedGallery.create(
-            path, dim=manifest.dim, vectors=manifest.targets, gallery_space=manifest.gallery_space
-        )
-    gallery = EmbeddedGallery.open(path)
+@contextmanager
+def _opened(gallery: Path | Gallery, manifest: CloudManifest) -> Iterator[Gallery]:
+    """The gallery to write to, of the manifest's space; closed afterwards if it was opened here."""
+    if not isinstance(gallery, Path):
+        yield _of_space(gallery, manifest)
+    elif not EmbeddedGallery.exists(gallery):
+        with EmbeddedGallery.create(
+            gallery, dim=manifest.dim, vectors=manifest.targets, gallery_space=manifest.gallery_space
+        ) as held:
+            yield held
+    else:
+        with EmbeddedGallery.open(gallery) as held:
+            yield _of_space(held, manifest)
+
+
+def _of_space(gallery: Gallery, manifest: CloudManifest) -> Gallery:
     if gallery.gallery_space != manifest.gallery_space:
-        gallery.close()
         raise SpaceMismatch(
-            f"{path} was indexed in gallery space `{gallery.gallery_space}`; bundle {manifest.name} makes "
+            f"{gallery.title} was indexed in gallery space `{gallery.gallery_space}`; bundle {manifest.name} makes "
             f"`{manifest.gallery_space}`. Index into a new directory, or use the gallery's own bundle"
         )
     return gallery
+
+
+def _own_journal(gallery: Path | Gallery) -> Path:
+    if isinstance(gallery, Path):
+        return gallery / JOURNAL_FILE
+    raise ValueError("an open gallery does not say where its journal lies: name a file")
 
 
 def _raise(error: OSError) -> None:
