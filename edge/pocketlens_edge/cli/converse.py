@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -174,7 +174,8 @@ def _lines() -> Iterator[str]:
     if not sys.stdin.isatty():
         yield from sys.stdin
         return
-    import readline  # noqa: F401  # pyright: ignore[reportUnusedImport]  input() then lets lines be edited and recalled
+    with suppress(ImportError):  # not on every system; input() then lets lines be edited and recalled
+        import readline  # noqa: F401  # pyright: ignore[reportUnusedImport]
 
     typer.echo("Say what should be different; an empty line: like the picture; /help, /quit", err=True)
     while True:
