@@ -26,6 +26,7 @@ from pocketlens_edge import ApiKey, AsyncClient, Client
 from pocketlens_wire.api_key import read_api_key
 from pocketlens_wire.errors import (
     KIND_METADATA,
+    RETRY_METADATA,
     BadQuery,
     NotAllowed,
     ServerFault,
@@ -466,3 +467,21 @@ def test_describe_shows_a_key(guarded, file, monkeypatch, tmp_path):
     (tmp_path / "device.key").write_text(text)
     told = CliRunner().invoke(app, [*ask, "--api-key-file", str(tmp_path / "device.key")])
     assert json.loads(told.stdout)["token_space"] == TOKEN_SPACE
+
+
+def test_a_keys_own_rate_is_kept_and_told(guarded, file, toy):
+    """A burst of two rows, then nothing for an hour; another key is not held back."""
+    slow, _ = keys.new(file, ["search"], rate=1 / 3600, burst=2)
+    free, _ = keys.new(file, ["search"])
+
+    def asked(text: str) -> str:
+        try:
+            headers = (("authorization", f"Bearer {text}"),)
+            guarded.stub.Search(toy.request(mode=pb.MODE_ZERO_SHOT), timeout=10, metadata=headers)
+        except grpc.RpcError as error:
+            wait_ms = int(dict(error.trailing_metadata())[RETRY_METADATA])
+            return f"{error.code().name}, come again in {'hours' if wait_ms > 1_000_000 else 'a moment'}"
+        return "OK"
+
+    assert [asked(slow) for _ in range(4)] == ["OK", "OK", *2 * ["RESOURCE_EXHAUSTED, come again in hours"]]
+    assert asked(free) == "OK"

@@ -262,10 +262,11 @@ def _run(
 
     from pocketlens_cloud.runtime import cores
     from pocketlens_cloud.serving import server
-    from pocketlens_cloud.serving.batching import Limits
+    from pocketlens_cloud.serving.batching import limits_for
     from pocketlens_cloud.serving.door import DoorInterceptor
 
     ready_file = asked.ready_file
+    runs = asked.runs or max(1, cores() // asked.threads)
 
     def on_ready(bound: int) -> None:
         address = f"[{asked.host}]:{bound}" if ":" in asked.host else f"{asked.host}:{bound}"
@@ -303,7 +304,7 @@ def _run(
                 on_ready=on_ready,
                 stop=stop,
                 beside=operations.beside(page),
-                batch=Limits(runs=asked.runs or max(1, cores() // asked.threads), kept=asked.remember),
+                batch=limits_for(service.describe().provider, runs=runs, kept=asked.remember),
                 credentials=security.tls.credentials() if security.tls else None,
                 interceptors=[*operations.interceptors, DoorInterceptor(security.door())],
                 further=operations.further,

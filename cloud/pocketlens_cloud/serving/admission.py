@@ -1,6 +1,6 @@
 """How much each caller may ask: a token bucket for each key.
 
-A question is let in while its caller's bucket holds anything and pays afterwards for every row it gives the text tower,
+A question is let in while its caller's bucket holds a row's worth and pays afterwards for every row it gives the text tower,
 so a question of many rows costs what it costs, and a caller may owe. Runs in one event loop."""
 
 import time
@@ -37,9 +37,9 @@ class Buckets:
         self._of: OrderedDict[str, _Bucket] = OrderedDict()
 
     def let_in(self, caller: str, rate: Rate) -> None:
-        """Raise Overloaded, saying when to come again, if the caller's bucket is empty."""
+        """Raise Overloaded, saying when to come again, if the caller's bucket holds less than a row."""
         bucket = self._filled(caller, rate)
-        if bucket.rows <= 0:
+        if bucket.rows < 1:
             raise Overloaded(
                 f"key {caller} may ask {rate.per_s:g} rows a second, and has asked more: try again in a moment",
                 retry_after_s=(1 - bucket.rows) / rate.per_s,

@@ -26,6 +26,7 @@ Read = Callable[[Sequence[Row]], NDArray[np.float32]]
 Feature = NDArray[np.float32]  # (dim,)
 
 MAX_TOKENS: Final = 128  # of one run, padding included: a processor reads more rows in proportionally more time
+MAX_TOKENS_ELSEWHERE: Final = 4096  # a GPU reads so many in hardly more time than one
 KEPT: Final = 20_000  # features remembered; 40 MB at 512 numbers each
 SMOOTHING: Final = 0.2  # weight of the newest run in the estimate of the tower's speed
 
@@ -38,6 +39,13 @@ class Limits:
     most_tokens: int = MAX_TOKENS
     runs: int = 1
     kept: int = KEPT
+
+
+def limits_for(provider: str, *, runs: int, kept: int = KEPT) -> Limits:
+    """Limits for the execution provider that runs the tower. runs: at once where that is the CPU; a GPU has one."""
+    if provider == "CPUExecutionProvider":
+        return Limits(runs=runs, kept=kept)
+    return Limits(most_tokens=MAX_TOKENS_ELSEWHERE, kept=kept)
 
 
 @dataclass

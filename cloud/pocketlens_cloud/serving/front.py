@@ -1,7 +1,8 @@
 """Where questions wait, whichever way they came.
 
-Owns how many may be in the house, when one is turned away, and the order check -> text tower -> search. What a question
-means is service.py's, which rows are read together batching.py's, what it came through server.py's and gateway.py's."""
+Owns how many may be in the house, when one is turned away (each key's share is admission.py's), and the order check ->
+text tower -> search. What a question means is service.py's, which rows are read together batching.py's, what it came
+through server.py's and gateway.py's."""
 
 import asyncio
 import logging
@@ -17,6 +18,8 @@ from pocketlens_wire.v1 import retrieval_pb2 as pb
 
 from pocketlens_cloud.conversation import Conversation
 from pocketlens_cloud.service import Service
+from pocketlens_cloud.serving import keys
+from pocketlens_cloud.serving.admission import Buckets, Rate
 from pocketlens_cloud.serving.batching import Batcher, Limits
 
 HANDS: Final = 4  # threads that check questions and search; the text tower has its own
@@ -41,6 +44,7 @@ class Front:
         """`hands`: threads for checks and searches; `readers`: for the text tower, at least `batch.runs`."""
         self._service, self._hands = service, hands
         self.batcher = Batcher(service.read, readers, batch)
+        self._buckets = Buckets()
         self.inside = 0
         self.shed = 0
         self.conversations = 0
@@ -59,9 +63,15 @@ class Front:
         if time.monotonic() >= until:
             raise TooLate("the deadline had passed when the question arrived")
         self._turn_away_if_full(until)
+        key = keys.current()
+        rate = Rate(key.rate, key.burst or key.rate) if key and key.rate else None
+        if key and rate:
+            self._buckets.let_in(key.id, rate)
         self.inside += 1
         try:
             question = await self._by_hand(self._service.check, request)
+            if key and rate:
+                self._buckets.pay(key.id, rate, len(question.plan.rows))
             texts, took_s = await self.batcher.read(question.plan.rows, until)
             return await self._by_hand(self._service.finish, question, texts, took_s)
         finally:
