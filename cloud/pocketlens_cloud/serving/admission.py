@@ -1,7 +1,7 @@
 """How much each caller may ask: a token bucket for each key.
 
-A question is let in while its caller's bucket holds a row's worth and pays afterwards for every row it gives the text tower,
-so a question of many rows costs what it costs, and a caller may owe. Runs in one event loop."""
+A question is let in while its caller's bucket holds a row's worth and pays afterwards for every row it gives the text
+tower, so a question of many rows costs what it costs, and a caller may owe. Runs in one event loop."""
 
 import time
 from collections import OrderedDict
