@@ -9,6 +9,7 @@ import json
 import struct
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import asdict
 from queue import Empty, SimpleQueue
 from threading import Lock
@@ -107,7 +108,9 @@ class _Child:
         self._to, self._from = self._process.stdin, self._process.stdout
         if self._from.read(1) != READY:
             self.end()
-            raise ServerFault("a decoding process could not be started (its own words stand above): try --decode threads")
+            raise ServerFault(
+                "a decoding process could not be started (its own words stand above): try --decode threads"
+            )
 
     def decode(self, data: bytes, name: str) -> NDArray[np.uint8] | str:
         """Pixels, or why there are none."""
@@ -136,10 +139,8 @@ class _Child:
         self._process.kill()
         self._process.wait()
         for pipe in (self._to, self._from):
-            try:
+            with suppress(OSError):  # what was still to be written has no reader
                 pipe.close()
-            except OSError:
-                pass  # what was still to be written has no reader
 
 
 def decoder(how: str, spec: PictureSpec) -> Decoder:

@@ -2,7 +2,7 @@
 
 Owns the order: list -> read and hash -> skip what is done -> decode -> image tower -> upsert -> flush -> journal ->
 remove what is stale -> settle -> near duplicates. The gallery is the truth about which pictures are in; the journal
-only remembers which bytes a name held, so that what did not change is not read again. Each step is a file of its own."""
+only remembers which bytes a name held, so that what did not change is not read again. The steps are other files'."""
 
 import sys
 import time
@@ -27,7 +27,7 @@ from pocketlens_cloud.indexing.near_duplicates import near_duplicates, write_rep
 from pocketlens_cloud.indexing.pipeline import local_looks, process
 from pocketlens_cloud.indexing.report import IngestReport
 from pocketlens_cloud.indexing.run import Run
-from pocketlens_cloud.indexing.sources import Source, list_pictures, nothing_there, open_source
+from pocketlens_cloud.indexing.sources import list_pictures, nothing_there, open_source
 from pocketlens_cloud.runtime import cores
 from pocketlens_cloud.towers import ImageTower
 
@@ -124,9 +124,7 @@ class _Setting:
     precision: str
 
     def tower(self) -> Callable[[], ImageTower]:
-        return cache(
-            lambda: ImageTower(self.half, self.manifest, threads=self.threads, precision=self.precision)
-        )
+        return cache(lambda: ImageTower(self.half, self.manifest, threads=self.threads, precision=self.precision))
 
 
 def _looks(

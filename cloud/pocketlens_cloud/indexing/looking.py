@@ -4,10 +4,10 @@ Knows no gallery and no tower: which ids are in and what the journal remembers i
 threads (pipeline.py) or on other machines (ray_engine.py)."""
 
 import time
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from threading import Lock
-from typing import final
+from typing import Final, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,8 @@ from pocketlens_cloud.indexing.decoding import Decoder, DecoderDied
 from pocketlens_cloud.indexing.journal import Entry
 from pocketlens_cloud.indexing.names import content_id, printable
 from pocketlens_cloud.indexing.sources import Source
+
+NOT_UTF8: Final = "its name is not UTF-8: rename it"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,19 +54,25 @@ class Looker:
 
     source: Source
     remembered: Mapping[str, Entry]
-    stored: Container[str]
+    stored: Collection[str]
     clock: Clock = field(default_factory=Clock)
+
+    def unchanged(self, file: str) -> Seen | None:
+        """The look, where neither bytes nor pixels are needed for it. Raises BadPicture."""
+        known = self.remembered.get(file)
+        if not known or not known.fingerprint or known.id not in self.stored:
+            return None
+        return Seen(file=file, entry=known) if self.source.fingerprint(file) == known.fingerprint else None
 
     def look(self, file: str, decoder: Decoder) -> Seen:
         """Runs in several threads."""
         if printable(file) != file:
-            return Seen(file=file, trouble="its name is not UTF-8: rename it")
+            return Seen(file=file, trouble=NOT_UTF8)
         began = time.perf_counter()
         try:
+            if seen := self.unchanged(file):
+                return seen
             fingerprint = self.source.fingerprint(file)
-            known = self.remembered.get(file)
-            if known and fingerprint and known.fingerprint == fingerprint and known.id in self.stored:
-                return Seen(file=file, entry=known)
             data = self.source.read(file)
         except BadPicture as error:
             return Seen(file=file, trouble=str(error))

@@ -48,9 +48,7 @@ def near_duplicates(gallery: Gallery, least: float) -> list[Pair]:
     return sorted(found.values(), key=lambda pair: (-pair.cosine, pair.ids))
 
 
-def _neighbours(
-    gallery: Gallery, ids: Sequence[str], name: str, least: float
-) -> Iterator[tuple[Scored, list[Scored]]]:
+def _neighbours(gallery: Gallery, ids: Sequence[str], name: str, least: float) -> Iterator[tuple[Scored, list[Scored]]]:
     """Each of the pictures `ids` with those at least so near to it."""
     told = [FILE_KEY] if FILE_KEY in gallery.payload_keys else []
     anything = np.zeros(gallery.dim, np.float32)

@@ -12,12 +12,12 @@ from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pocketlens_wire.pictures import PictureSpec
 
 from pocketlens_cloud.indexing.decoding import decoder
 from pocketlens_cloud.indexing.looking import Clock, Looker, Seen
 from pocketlens_cloud.indexing.run import Batch, Run
 from pocketlens_cloud.towers import ImageTower
-from pocketlens_wire.pictures import PictureSpec
 
 AHEAD: Final = 2  # batches of pictures that may wait for the tower
 LOOKS_A_WRITE: Final = 16  # batches of pictures that need no tower before the journal is written

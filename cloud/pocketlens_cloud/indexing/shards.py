@@ -1,7 +1,7 @@
 """Pictures in .tar shards, as WebDataset and its kin keep them.
 
 Owns what a shard's members are called and where in it their bytes lie; nothing is unpacked. Where shards lie is a
-shelf's: of files here, of a store in stores.py. Only uncompressed shards, in which one picture can be read by itself."""
+shelf's: of files here, of a store in stores.py. Only uncompressed shards, in which a picture can be read by itself."""
 
 import glob
 import os
@@ -118,7 +118,9 @@ class FileShelf:
         return self.pattern
 
     def shards(self) -> list[str]:
-        found = sorted(Path(path).relative_to(self.folder).as_posix() for path in glob.glob(self.pattern, recursive=True))
+        found = sorted(
+            Path(path).relative_to(self.folder).as_posix() for path in glob.glob(self.pattern, recursive=True)
+        )
         if not found:
             raise GalleryError(f"{self.pattern}: there is no such shard")
         return found

@@ -24,8 +24,8 @@ def open_store(url: str) -> Source:
     """The source below a URL: all its pictures, or its shards if the URL ends in .tar. Raises GalleryError."""
     protocol, _, path = url.partition("://")
     if "::" in url or protocol in ("http", "https"):
-        raise GalleryError(f"{url}: name one place in an object store, such as s3://bucket/pictures; nothing is chained "
-                           "and no web page is read")  # fmt: skip
+        raise GalleryError(f"{url}: name one place in an object store, such as s3://bucket/pictures; nothing is "
+                           "chained and no web page is read")  # fmt: skip
     if not path.strip("/"):
         raise GalleryError(f"{url}: name a bucket")
     store = Store(url, *_connect(url))

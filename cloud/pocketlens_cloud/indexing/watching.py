@@ -9,7 +9,7 @@ from pathlib import Path
 from threading import Event
 from typing import Final
 
-from pocketlens_wire.errors import BadPicture, PocketlensError
+from pocketlens_wire.errors import BadPicture, GalleryError
 
 from pocketlens_cloud.indexing.report import IngestReport
 from pocketlens_cloud.indexing.sources import Source, open_source
@@ -26,11 +26,12 @@ def watch(
     every_s: float,
     stop: Event,
     on_report: Callable[[IngestReport], None],
-    on_trouble: Callable[[PocketlensError], None],
+    on_trouble: Callable[[GalleryError], None],
 ) -> None:
     """Call `once` now and after each change, until `stop` is set.
 
-    A run or a look that fails is told and tried again at the next look; nothing is taken for gone meanwhile."""
+    A run or a look that fails with GalleryError (a folder that cannot be listed, a gallery that is held) is told and
+    tried again at the next look; nothing is taken for gone meanwhile. Raises BadBundle, SpaceMismatch."""
     done: Seen | None = None
     last: Seen | None = None
     restless = 0
@@ -42,7 +43,7 @@ def watch(
                 on_report(once())
                 done, restless = now, 0  # what changed meanwhile differs from `now` and is seen by the next look
             last = now
-        except PocketlensError as error:
+        except GalleryError as error:
             on_trouble(error)
         if stop.wait(every_s):
             return
