@@ -4,8 +4,10 @@ The only file that imports fsspec (extra `stores`; a store's own driver, such as
 Fetches what lies below the one URL that was named on the command line and nothing else: URLs in the pictures' names,
 in lists or in payload are never followed, chained URLs and web pages are refused."""
 
+import glob
 import hashlib
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -52,17 +54,32 @@ class Store:
     fs: Any
     root: str
 
-    def files(self) -> dict[str, dict[str, Any]]:
-        """Facts of all files below by their relative names. Raises GalleryError unless all could be listed."""
-        found = {}
-        try:
-            # walk rather than find, which leaves out what it may not list
-            for _, _, files in self.fs.walk(self.root, detail=True, on_error="raise"):
-                found.update((facts["name"], facts) for facts in files.values())
-        except Exception as error:  # each driver raises its own
-            raise GalleryError(f"{self.url} cannot be listed: {_said(error)}") from error
+    def files(self, folder: str, *, below: bool = True) -> dict[str, dict[str, Any]]:
+        """Facts of all files in `folder`, and below it, by path. Raises GalleryError unless all could be listed.
+
+        By `ls` alone: fsspec's find, glob and walk leave out, without a word, what they may not list."""
+        found: dict[str, dict[str, Any]] = {}
+        waiting = [folder.rstrip("/")]
+        while waiting:
+            at = waiting.pop()
+            try:
+                listed = self.fs.ls(at, detail=True)
+            except FileNotFoundError as error:
+                raise GalleryError(f"{self.url} cannot be listed: there is no {at}") from error
+            except Exception as error:  # each driver raises its own
+                raise GalleryError(f"{self.url} cannot be listed: {at}: {_said(error)}") from error
+            for facts in listed:
+                path = facts["name"].rstrip("/")
+                if facts["type"] == "file" and path != at:  # some stores keep an empty object of the folder's name
+                    found[path] = facts
+                elif below and facts["type"] == "directory" and path != at:
+                    waiting.append(path)
+        return found
+
+    def names(self) -> dict[str, dict[str, Any]]:
+        """All files below the root, by their paths from there."""
         home = self.root.rstrip("/") + "/"
-        return {name.removeprefix(home): facts for name, facts in found.items() if name.startswith(home)}
+        return {path.removeprefix(home): facts for path, facts in self.files(self.root).items()}
 
     def path(self, name: str) -> str:
         return f"{self.root.rstrip('/')}/{name}"
@@ -84,7 +101,7 @@ class StoreSource:
         return None
 
     def names(self) -> list[str]:
-        found = {name: facts for name, facts in self.store.files().items() if is_picture(name)}
+        found = {name: facts for name, facts in self.store.names().items() if is_picture(name)}
         self._facts = {name: (_fingerprint(facts), int(facts.get("size") or 0)) for name, facts in found.items()}
         return sorted(found)
 
@@ -111,10 +128,12 @@ class StoreShelf:
         return self.store.url
 
     def shards(self) -> list[str]:
-        try:
-            found = sorted(self.store.fs.glob(self.store.root))
-        except Exception as error:
-            raise GalleryError(f"{self.title} cannot be listed: {_said(error)}") from error
+        folder, _, pattern = self.store.root.rpartition("/")
+        if glob.has_magic(folder):
+            raise GalleryError(f"{self.title}: in a store only the last part may hold *, ? and []")
+        found = sorted(
+            path for path in self.store.files(folder, below=False) if fnmatchcase(path.rpartition("/")[2], pattern)
+        )
         if not found:
             raise GalleryError(f"{self.title}: there is no such shard")
         return found
