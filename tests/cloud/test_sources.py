@@ -225,6 +225,7 @@ def test_near_duplicates_are_reported_and_stay(toy, folder, tmp_path, ending):
     assert os.path.getsize(near.report)
 
 
+@pytest.mark.filterwarnings("ignore")  # Ray warns of itself
 def test_ray_leaves_the_same_gallery_and_journal(toy, folder, tmp_path, monkeypatch):
     pytest.importorskip("ray.data")
     shutil.copy(folder / "a" / "2.png", folder / "copy.png")
