@@ -30,7 +30,7 @@ def test_each_way_is_measured_between_two_looks_at_the_bare_tower():
     assert 40 < row["largest_decoder_mb"] < row["memory_mb"] < 2000, "of another process, or in another unit"
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     page = io.StringIO()
-    print_indexing(Console(file=page, width=90), result)
+    print_indexing(Console(file=page, width=80), result)
     assert "processes" in page.getvalue() and "…" not in page.getvalue()
 
 

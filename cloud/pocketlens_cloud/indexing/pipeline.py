@@ -32,8 +32,12 @@ def local_looks(
     looker: Looker, files: Sequence[str], spec: PictureSpec, *, batch: int, hands: int, how: str
 ) -> Iterator[Iterator[Seen]]:
     """Looks at all files, in their order. `hands`: at once; `how`: they decode, "threads" or "processes"."""
-    with closing(decoder(how, spec)) as decoding, ThreadPoolExecutor(hands, "look") as pool:
-        yield _ahead(pool, lambda file: looker.look(file, decoding), files, AHEAD * batch)
+    with closing(decoder(how, spec)) as decoding:
+        pool = ThreadPoolExecutor(hands, "look")
+        try:
+            yield _ahead(pool, lambda file: looker.look(file, decoding), files, AHEAD * batch)
+        finally:
+            pool.shutdown(cancel_futures=True)  # whoever presses Ctrl-C does not wait for what was only queued
 
 
 def process(
