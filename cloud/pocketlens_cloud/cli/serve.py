@@ -203,13 +203,17 @@ def _serve(
 @contextmanager
 def _writing(asked: Settings, gallery: "Gallery") -> "Iterator[Sequence[Callable[[Any], None]]]":
     """What adds pocketlens.v1.Gallery to a server; the gallery is settled afterwards. Raises GalleryError."""
+    from pocketlens_wire.errors import GalleryError
+
     from pocketlens_cloud.bundle import open_cloud_half
     from pocketlens_cloud.gallery.following import FollowingGallery
     from pocketlens_cloud.indexing.writing import Writer
     from pocketlens_cloud.serving.writing import WritingService
 
     if isinstance(gallery, FollowingGallery):
-        fail(f"{gallery.title} has versions, and a live one is not changed: build another, or serve without --writable")
+        raise GalleryError(
+            f"{gallery.title} has versions, and a live one is not changed: build another, or serve without --writable"
+        )
     service = WritingService(Writer(gallery, *open_cloud_half(asked.bundle_folder), threads=asked.threads))
     try:
         yield [service.register]
