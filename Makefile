@@ -31,7 +31,7 @@ check: .venv/installed ## Style, types and import contracts
 
 proto: .venv/installed ## Write the generated code of the wire schema anew
 	@.venv/bin/python -m grpc_tools.protoc -Iprotos --python_out=protos --pyi_out=protos \
-		--grpc_python_out=protos protos/pocketlens_wire/v1/retrieval.proto
+		--grpc_python_out=protos protos/pocketlens_wire/v1/*.proto
 	@if [ -d edge/web/node_modules ]; then .venv/bin/python -m grpc_tools.protoc -Iprotos \
 		--plugin=protoc-gen-es=edge/web/node_modules/.bin/protoc-gen-es --es_opt=target=ts \
 		--es_out=edge/web/src/gen protos/pocketlens_wire/v1/retrieval.proto; \

@@ -22,5 +22,8 @@ MAX_GROUPS = 100  # skip + top with groups, each of which may take a search of i
 MAX_TURNS = 100  # of one conversation
 MAX_CONVERSATION_BYTES = 256 * 1024  # of all its messages: what the server remembers of it
 MAX_IDLE_S = 300  # nothing said in a conversation
+MAX_PICTURE_BYTES = 16 * 1024 * 1024  # a picture's file sent to Gallery.Add; a phone's JPEG has 3 to 8 MiB
+MAX_CHUNK_BYTES = 48 * 1024  # of that file in one message, which must stay below MAX_REQUEST_BYTES
+MAX_REMOVED = 1000  # ids of one Gallery.Remove
 
 EDITION = 2  # of the schema: SearchReply.edition

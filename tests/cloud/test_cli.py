@@ -110,6 +110,23 @@ def test_while_it_serves_the_gallery_is_held_and_after_kill_9_it_opens_again(own
     assert "payload_keys  colour, count, file, price, sold" in invoke("describe", "--server", address).stdout
 
 
+def test_what_a_writable_server_took_survives_kill_9(own_gallery, spawn, invoke, tmp_path, draw_picture):
+    draw_picture(tmp_path / "new.png", 4711)
+    process, address = spawn(["--gallery", str(own_gallery), "--writable"])
+    told = json.loads(invoke("add", tmp_path / "new.png", "--server", address, "--json").stdout)
+    assert not told["was_there"]
+    process.kill()
+    process.wait()
+    with EmbeddedGallery.open(own_gallery) as gallery:
+        assert (gallery.size, gallery.payload(told["id"]), gallery.settled) == (41, {}, False)
+    process, address = spawn(["--gallery", str(own_gallery), "--writable"])
+    assert json.loads(invoke("add", tmp_path / "new.png", "--server", address, "--json").stdout)["was_there"]
+    process.terminate()
+    assert "Traceback" not in process.communicate(timeout=15)[1]
+    with EmbeddedGallery.open(own_gallery) as gallery:
+        assert gallery.settled
+
+
 def test_describe_without_a_server_is_plain(invoke):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
@@ -195,7 +212,7 @@ def test_doctor_finds_a_tower_that_computes_something_else(invoke, make_toy, toy
         }  # fmt: skip
 
 
-@pytest.mark.parametrize("command", [(), ("index",), ("serve",), ("describe",), ("doctor",)])
+@pytest.mark.parametrize("command", [(), ("index",), ("serve",), ("describe",), ("doctor",), ("add",), ("remove",)])
 def test_help_teaches_with_an_example(invoke, command):
     told = invoke(*command, "--help")
     assert told.exit_code == 0

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from pocketlens_cloud.gallery.embedded import EmbeddedGallery
 from pocketlens_cloud.gallery.interface import Search
-from pocketlens_cloud.indexing import ingest
+from pocketlens_cloud.indexing import decoding, ingest, looking
 from pocketlens_cloud.indexing.ingest import content_id, index, list_pictures, read_payload
 from pocketlens_wire.errors import BadBundle, GalleryError, SpaceMismatch
 
@@ -79,13 +79,13 @@ def test_vectors_and_payload_are_those_of_the_pictures(toy, pictures, gallery):
 
 def test_running_again_does_nothing_and_decodes_nothing(toy, folder, tmp_path, monkeypatch):
     first = index(folder, tmp_path / "g", toy.bundle)
-    monkeypatch.setattr(ingest, "open_picture", None)
+    monkeypatch.setattr(decoding, "open_picture", None)
     seen = []
     again = index(folder, tmp_path / "g", toy.bundle, on_progress=lambda done, total: seen.append((done, total)))
     assert (first.indexed, again.indexed, again.skipped) == (10, 0, 10)
     assert first.generation == again.generation
     assert seen[-1] == (10, 10)
-    monkeypatch.setattr(ingest, "content_id", None)
+    monkeypatch.setattr(looking, "content_id", None)
     assert index(folder, tmp_path / "g", toy.bundle).skipped == 10  # size and time say that nothing changed
 
 
@@ -97,7 +97,7 @@ def test_without_the_journals_help_bytes_decide(toy, folder, tmp_path, monkeypat
     elif loss == "times touched":
         for file in folder.iterdir():
             os.utime(file, (1, 1))
-    monkeypatch.setattr(ingest, "open_picture", None)
+    monkeypatch.setattr(decoding, "open_picture", None)
     report = index(folder, tmp_path / "g", toy.bundle, rehash=loss == "rehash")
     assert (report.indexed, report.skipped) == (0, 10)
 

@@ -19,6 +19,8 @@ HEAVY = {
     "pythonjsonlogger": "logs.py",
     "opentelemetry": "traces.py",
     "qdrant_client": "remote.py",
+    "fsspec": "stores.py",
+    "ray": "ray_engine.py",
 }
 
 

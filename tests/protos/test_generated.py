@@ -8,10 +8,12 @@ from pathlib import Path
 import pocketlens_wire
 import pytest
 from google.protobuf.internal import api_implementation
+from pocketlens_wire.v1 import gallery_pb2 as gallery_pb
 from pocketlens_wire.v1 import retrieval_pb2 as pb
 
 V1 = Path(pocketlens_wire.__file__).parent / "v1"
-GENERATED = ["retrieval_pb2.py", "retrieval_pb2.pyi", "retrieval_pb2_grpc.py"]
+SCHEMAS = ["gallery", "retrieval"]
+GENERATED = [f"{schema}_{ending}" for schema in SCHEMAS for ending in ("pb2.py", "pb2.pyi", "pb2_grpc.py")]
 
 
 @pytest.fixture(scope="module")
@@ -19,8 +21,8 @@ def fresh(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("generated")
     root = V1.parent.parent
     outputs = [f"--{kind}_out={out}" for kind in ("python", "pyi", "grpc_python")]
-    command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{root}", *outputs, str(V1 / "retrieval.proto")]
-    subprocess.run(command, check=True)
+    command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{root}", *outputs]
+    subprocess.run([*command, *(str(V1 / f"{schema}.proto") for schema in SCHEMAS)], check=True)
     return out / "pocketlens_wire" / "v1"
 
 
@@ -29,12 +31,17 @@ def test_generated_code_is_fresh(fresh, name):
     assert (fresh / name).read_text() == (V1 / name).read_text(), "stale: run `make proto` and commit"
 
 
-def test_the_typed_stub_names_the_services_methods():
-    methods = {method.name for method in pb.DESCRIPTOR.services_by_name["Retrieval"].methods}
-    tree = ast.parse((V1 / "retrieval_pb2_grpc.pyi").read_text())
+def test_the_schemas_are_all_here():
+    assert sorted(file.stem for file in V1.glob("*.proto")) == SCHEMAS
+
+
+@pytest.mark.parametrize(("module", "service"), [(pb, "Retrieval"), (gallery_pb, "Gallery")])
+def test_the_typed_stub_names_the_services_methods(module, service):
+    methods = {method.name for method in module.DESCRIPTOR.services_by_name[service].methods}
+    tree = ast.parse((V1 / f"{service.lower()}_pb2_grpc.pyi").read_text())
     classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
-    stub = {node.target.id for node in classes["RetrievalStub"].body if isinstance(node, ast.AnnAssign)}
-    servicer = {node.name for node in classes["RetrievalServicer"].body if isinstance(node, ast.FunctionDef)}
+    stub = {node.target.id for node in classes[f"{service}Stub"].body if isinstance(node, ast.AnnAssign)}
+    servicer = {node.name for node in classes[f"{service}Servicer"].body if isinstance(node, ast.FunctionDef)}
     assert stub == servicer == methods
 
 

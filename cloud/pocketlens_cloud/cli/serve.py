@@ -2,10 +2,10 @@
 
 Where the flags' values come from besides the command line is settings.py's."""
 
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -85,6 +85,9 @@ def serve(
         Path | None,
         typer.Option(help="Folder that was indexed, so that the page can show the hits.", show_default=False),
     ] = None,
+    writable: Annotated[
+        bool, typer.Option("--writable", help="Let callers add and remove pictures; loads the image tower too.")
+    ] = False,
     qdrant: Url = None,
     collection: Annotated[
         str | None, typer.Option(metavar="NAME", help="Gallery on the Qdrant server.", show_default=False)
@@ -193,8 +196,29 @@ def _serve(
         )
         operations = open_operations(asked, monitor, service, composer, held)
         beside = _page(asked, page, service, held, security, operations) if page else None
-        with security.audit or nullcontext():
-            _run(asked, service, facts, operations, beside, security)
+        with security.audit or nullcontext(), _writing(asked, held) if asked.writable else nullcontext(()) as further:
+            _run(asked, service, facts, operations, beside, security, further)
+
+
+@contextmanager
+def _writing(asked: Settings, gallery: "Gallery") -> "Iterator[Sequence[Callable[[Any], None]]]":
+    """What adds pocketlens.v1.Gallery to a server; the gallery is settled afterwards. Raises GalleryError."""
+    from pocketlens_wire.errors import GalleryError
+
+    from pocketlens_cloud.bundle import open_cloud_half
+    from pocketlens_cloud.gallery.following import FollowingGallery
+    from pocketlens_cloud.indexing.writing import Writer
+    from pocketlens_cloud.serving.writing import WritingService
+
+    if isinstance(gallery, FollowingGallery):
+        raise GalleryError(
+            f"{gallery.title} has versions, and a live one is not changed: build another, or serve without --writable"
+        )
+    service = WritingService(Writer(gallery, *open_cloud_half(asked.bundle_folder), threads=asked.threads))
+    try:
+        yield [service.register]
+    finally:
+        service.close()
 
 
 def _open_gallery(place: Place) -> "EmbeddedGallery | FollowingGallery":
@@ -256,6 +280,7 @@ def _run(
     operations: "Operations",
     page: "Callable[[Front], AbstractAsyncContextManager[None]] | None",
     security: Security,
+    further: "Sequence[Callable[[Any], None]]",
 ) -> None:
     import asyncio
     import signal
@@ -307,7 +332,7 @@ def _run(
                 batch=limits_for(service.describe().provider, runs=runs, kept=asked.remember),
                 credentials=security.tls.credentials() if security.tls else None,
                 interceptors=[*operations.interceptors, DoorInterceptor(security.door())],
-                further=operations.further,
+                further=[*operations.further, *further],
             )
         finally:
             leaving.cancel()

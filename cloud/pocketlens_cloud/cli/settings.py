@@ -41,6 +41,7 @@ class Settings:
     audit_searches: bool
     web: str | None
     pictures: Path | None
+    writable: bool
     qdrant: str | None
     collection: str | None
     qdrant_grpc_port: int

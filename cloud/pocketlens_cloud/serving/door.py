@@ -27,6 +27,7 @@ OPEN: Final = "/grpc.health.v1.Health/"  # who watches a server has no key
 SCOPE_OF: Final[Mapping[str, Scope | None]] = {
     "/pocketlens.v1.Retrieval/": "search",
     "/pocketlens.v1.Retrieval/Describe": None,
+    "/pocketlens.v1.Gallery/": "index",
     "/grpc.reflection.v1.ServerReflection/": None,
     "/grpc.reflection.v1alpha.ServerReflection/": None,
     # the gateway's

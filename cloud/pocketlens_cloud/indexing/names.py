@@ -1,0 +1,18 @@
+"""What indexing calls things: a picture's id, its key in the payload, files beside a gallery."""
+
+import hashlib
+from typing import Final
+
+PAYLOAD_FILE: Final = "payload.jsonl"
+JOURNAL_FILE: Final = "journal.jsonl"
+FILE_KEY: Final = "file"  # payload key every indexed picture has: its name in the source
+
+
+def content_id(data: bytes) -> str:
+    """Id of a picture: the first 32 hex digits of the SHA-256 of its file's bytes."""
+    return hashlib.sha256(data).hexdigest()[:32]
+
+
+def printable(name: str) -> str:
+    """A name as UTF-8 can hold it; equal to `name` unless the name on disk is not UTF-8."""
+    return name.encode("utf-8", "replace").decode()
