@@ -16,6 +16,7 @@ from pocketlens_bench.cli import (
     load,
     network,
     paper,
+    plan,
     report,
     robustness,
     scale,
@@ -29,8 +30,8 @@ from pocketlens_bench.cli.root import commands
 from pocketlens_bench.command_line import remember_command
 
 __all__ = [
-    "ablation", "accuracy", "app", "distil_pace", "latency", "load", "network", "paper", "report", "robustness",
-    "scale", "score", "serving", "start", "tokens", "zoo",
+    "ablation", "accuracy", "app", "distil_pace", "latency", "load", "network", "paper", "plan", "report",
+    "robustness", "scale", "score", "serving", "start", "tokens", "zoo",
 ]  # fmt: skip
 
 
