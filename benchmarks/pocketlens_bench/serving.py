@@ -162,14 +162,20 @@ class Texts:
         return [self._of_length(int(length)) for length in self._rng.integers(SHORTEST, self.longest + 1, count)]
 
     def rows(self, count: int) -> list[Row]:
-        return [self._row(words) for words in self.some(count)]
+        return self.rows_of(self.some(count))
+
+    def rows_of(self, texts: Sequence[str]) -> list[Row]:
+        return [self._row(words) for words in texts]
 
     def requests(self, count: int) -> tuple[bytes, ...]:
         """Search requests of words alone in zero-shot mode: one row each."""
+        return self.requests_of(self.some(count))
+
+    def requests_of(self, texts: Sequence[str]) -> tuple[bytes, ...]:
         space = self._composer.manifest.token_space
         return tuple(
             pb.SearchRequest(token_space=space, words=words, mode=pb.MODE_ZERO_SHOT, top=10).SerializeToString()
-            for words in self.some(count)
+            for words in texts
         )
 
     def _of_length(self, length: int) -> str:
@@ -288,12 +294,13 @@ class Asker:
     address: str
     split: Split
     messages: tuple[bytes, ...]
+    method: str = SEARCH
 
     def closed(self, at_once: int, seconds: float) -> list[Outcome]:
-        return self._carried_out(Plan(self.address, SEARCH, self.messages, at_once=at_once, seconds=seconds))
+        return self._carried_out(Plan(self.address, self.method, self.messages, at_once=at_once, seconds=seconds))
 
     def open(self, rate: float, seconds: float, seed: int) -> list[Outcome]:
-        return self._carried_out(Plan(self.address, SEARCH, self.messages, due=arrivals(rate, seconds, seed)))
+        return self._carried_out(Plan(self.address, self.method, self.messages, due=arrivals(rate, seconds, seed)))
 
     def _carried_out(self, plan: Plan) -> list[Outcome]:
         with ProcessPoolExecutor(1, get_context("spawn"), _bind, (self.split.asker,)) as pool:

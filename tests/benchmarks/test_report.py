@@ -98,6 +98,19 @@ def serving(served: float = 95.0, beyond: float = 1.5, goodput: float = 0.95, sl
     return made | {"conditions": {**deepcopy(CARD), "sizes": sizes}}
 
 
+def plan() -> dict:
+    def one(p50: float, **more) -> dict:
+        return {"offered_per_s": 60.0, "achieved_per_s": 59.0, "p50_ms": p50, "p95_ms": 2 * p50, "p99_ms": 3 * p50,
+                "shed_share": 0.02, **more}  # fmt: skip
+
+    costs = {"run_s": 0.001, "token_s": 5e-5, "loop_s": 0.001, "way_s": 3e-4, "check_s": {"p50": 4e-4},
+             "finish_s": {"p50": 8e-4}}  # fmt: skip
+    rows = [{"measured": one(10.0), "simulated": one(7.0), "simulated_without_the_way": one(5.0)}]
+    lost = ["at 60 questions a second the simulation says p50 is 7.0 ms, measured were 10.0"]
+    made = result("plan", precision="fp32", rows=rows, costs=costs, lost=lost, left_out=[])
+    return made | {"conditions": {**deepcopy(CARD), "sizes": {"processors_measured": 3}}}
+
+
 def load() -> dict:
     rows = [
         {"offered_per_s": x, "achieved_per_s": min(x, 150.0), "p50_ms": 5 + x / 50, "p95_ms": 8 + exp(x / 40),
@@ -263,6 +276,7 @@ EVERY = {
         start,
         load,
         serving,
+        plan,
         network,
         scale,
         tradeoff,

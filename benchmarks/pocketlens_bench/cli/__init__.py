@@ -17,6 +17,7 @@ from pocketlens_bench.cli import (
     load,
     network,
     paper,
+    plan,
     report,
     robustness,
     scale,
@@ -30,7 +31,7 @@ from pocketlens_bench.cli.root import commands
 from pocketlens_bench.command_line import remember_command
 
 __all__ = [
-    "ablation", "accuracy", "app", "distil_pace", "indexing", "latency", "load", "network", "paper", "report",
+    "ablation", "accuracy", "app", "distil_pace", "indexing", "latency", "load", "network", "paper", "plan", "report",
     "robustness", "scale", "score", "serving", "start", "tokens", "zoo",
 ]  # fmt: skip
 

@@ -6,6 +6,7 @@ from pocketlens_bench.report.sections.distil import Distil
 from pocketlens_bench.report.sections.latency import Latency
 from pocketlens_bench.report.sections.load import Load
 from pocketlens_bench.report.sections.network import Network
+from pocketlens_bench.report.sections.plan import Plan
 from pocketlens_bench.report.sections.robustness import Robustness
 from pocketlens_bench.report.sections.scale import Scale, Tradeoff
 from pocketlens_bench.report.sections.section import Section
@@ -24,6 +25,7 @@ SECTIONS: tuple[Section, ...] = (
     Start(),
     Load(),
     Serving(),
+    Plan(),
     Network(),
     Scale(),
     Tradeoff(),
