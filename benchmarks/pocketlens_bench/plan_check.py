@@ -102,7 +102,7 @@ def check(
         "capacity_per_s": capacity,
         "rows": tables,
         "costs": _told_costs(costs),
-        "lost": [said for row in tables for said in _losses(row)],
+        "lost": [said for row in tables for said in losses(row)],
         "honesty": HONESTY,
         "left_out": [],
         "conditions": conditions(
@@ -160,11 +160,11 @@ def _quantiles(samples: np.ndarray) -> dict[str, float]:
     return {f"p{q}": float(np.quantile(samples, q / 100)) for q in (5, 25, 50, 75, 95, 99)}
 
 
-def _losses(row: dict[str, Any]) -> list[str]:
-    """Where the simulation misses."""
-    return [
-        f"at {row['measured']['offered_per_s']:.0f} questions a second the simulation says {key[:3]} is "
-        f"{row['simulated'][key]:.1f} ms, measured were {row['measured'][key]:.1f}"
-        for key in QUANTILES
-        if abs(row["error"].get(key, 0.0)) > MISSED
-    ]
+def losses(row: dict[str, Any]) -> list[str]:
+    """A sentence where the simulation misses."""
+    missed = [key for key in QUANTILES if abs(row["error"].get(key, 0.0)) > MISSED]
+    if not missed:
+        return []
+    said = ", ".join(f"{key[:3]} {row['simulated'][key]:,.0f}" for key in missed)
+    were = ", ".join(f"{row['measured'][key]:,.0f}" for key in missed)
+    return [f"at {row['measured']['offered_per_s']:.0f} questions a second it says {said} ms; measured were {were}"]

@@ -40,6 +40,17 @@ class Plan(Section):
     def lost(self, result: Result) -> list[str]:
         return result.data.sentences("lost")
 
+    def cautions(self, result: Result) -> list[str]:
+        machine = result.conditions["machine"]
+        load = machine.get("load_at_start")
+        if load is None or load.number() <= machine["cores"].number() / 2:
+            return super().cautions(result)
+        busy = (
+            f"The machine had other work (load {load.number():.0f} at the start): the served run waited for it, and "
+            "the bare parts' times are the processor's own. Measure again on an idle one"
+        )
+        return [busy, *super().cautions(result)]
+
 
 def _rows(result: Result) -> Iterator[list[str]]:
     for row in result.data["rows"].each():
