@@ -14,7 +14,7 @@ from pocketlens_cloud.indexing.ingest import content_id, index
 from pocketlens_cloud.indexing.sources import open_source
 
 PICTURES = 90
-KILLS = 3
+KILLS = 2
 COSINE = 1e-5
 CODE = (
     "import sys; from pathlib import Path; from pocketlens_cloud.indexing.ingest import index; "
