@@ -18,7 +18,7 @@ demo: .venv-demo/installed ## Draw a gallery, index it, serve it, ask it; KEEP=1
 
 test: check ## Everything that CI runs: check, then the tests
 	@echo "Tests"
-	@.venv/bin/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist loadfile
+	@.venv/bin/python -m pytest -q --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 check: .venv/installed ## Style, types and import contracts
 	@echo "Style"

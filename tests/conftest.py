@@ -134,3 +134,17 @@ def _made_once(name: str, make: Callable[[Path], None], factory: pytest.TempPath
             make(folder)
             (home / f"tiny-{name}.done").touch()
     return folder
+
+
+LONG = ("training", "export", "journeys", "benchmarks", "web")  # folders, longest files first
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first: processes take whole files, and one that begins last is waited for by all the others."""
+    home = Path(__file__).parent
+
+    def place(item: pytest.Item) -> int:
+        folder = item.path.relative_to(home).parts[0]
+        return LONG.index(folder) if folder in LONG else len(LONG)
+
+    items.sort(key=place)

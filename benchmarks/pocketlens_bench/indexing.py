@@ -168,6 +168,8 @@ cpu = sum(each.ru_utime + each.ru_stime for each in used) - before
 rate = (marks[-1][1] - marks[0][1]) / (marks[-1][0] - marks[0][0])
 own, others = (each.ru_maxrss for each in used)
 unit = 1 if sys.platform == "darwin" else 1024
+if Path("/proc/self/status").exists():  # on Linux a process's ru_maxrss begins with that of its parent
+    own = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
 print(json.dumps({"per_s": rate, "whole_s": whole, "memory_mb": own * unit / 1e6,
                   "cpu_ms": 1e3 * cpu / asked["pictures"],
                   "largest_decoder_mb": others * unit / 1e6, **told}))

@@ -78,7 +78,7 @@ def check(
                 seconds=sizes.bare_s,
                 threads=threads,
             )
-        options = ("--precision", precision, "--runs", batch.runs, "--remember", 0)
+        options = ("--precision", precision, "--runs", batch.runs)
         with serving(bundle, shelf, threads=threads, more=options, processors=split.measured) as server:
             asker = Asker(server.address, split, requests)
             on_progress("the bare way", 1, len(sizes.shares) + 2)

@@ -32,9 +32,11 @@ class Running:
 def serving(
     bundle: Path, gallery: Path, *, threads: int, more: Sequence[object] = (), processors: Sequence[int] = ()
 ) -> Iterator[Running]:
-    """`pocketlens-cloud serve` upon `gallery`. more: further options; processors: those it may use, all if none is
-    named. Raises ServerFault, quoting its last words, if it does not come up."""
-    command = [*_program(), "serve", "--gallery", gallery, "--bundle", bundle, "--port", 0, *more]
+    """`pocketlens-cloud serve` upon `gallery`, told to remember no text, since a measurement asks again.
+
+    more: further options; processors: those it may use, all if none is named. Raises ServerFault, quoting its last
+    words, if it does not come up."""
+    command = [*_program(), "serve", "--gallery", gallery, "--bundle", bundle, "--port", 0, "--remember", 0, *more]
     with _running([*command, "--threads", threads, "--log-level", "warning"], processors) as running:
         yield running
 

@@ -55,11 +55,12 @@ HONESTY = (
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """seconds: of each measurement; overload_s: of the overload; unloaded_s: of asking one at a time."""
+    """seconds: of each measurement; overload_s: of overload; unloaded_s: of asking one at a time; gallery: pictures."""
 
     seconds: float = 20.0
     overload_s: float = 300.0
     unloaded_s: float = 10.0
+    gallery: int = GALLERY
 
 
 FULL = Sizes()
@@ -95,12 +96,12 @@ def measure(
     texts = Texts(composer, seed)
     with tempfile.TemporaryDirectory(prefix="pocketlens-bench-") as folder:
         shelf = Path(folder) / "gallery"
-        shelve(bundle, composed_set(queries=5, gallery=GALLERY), Path(folder) / "pictures", shelf, on_progress)
+        shelve(bundle, composed_set(queries=5, gallery=sizes.gallery), Path(folder) / "pictures", shelf, on_progress)
         on_progress("the bare text tower", 0, 5)
         bare = bare_tower(composer, texts.rows(DISTINCT), limits, sizes.seconds, split)
         on_progress("open_clip", 1, 5)
         library = library_rates(baseline, texts.some(DISTINCT), sizes.seconds, split) if baseline else []
-        options = ("--precision", precision, "--runs", limits.runs, "--remember", 0)
+        options = ("--precision", precision, "--runs", limits.runs)
         with serving(bundle, shelf, threads=threads, more=options, processors=split.measured) as server:
             asker = Asker(server.address, split, texts.requests(DISTINCT))
             on_progress("as many questions as go", 2, 5)
