@@ -27,7 +27,7 @@ from pocketlens_cloud.gallery.embedded import EmbeddedGallery
 from pocketlens_cloud.gallery.interface import Gallery
 from pocketlens_cloud.indexing import ingest
 from pocketlens_cloud.service import Service
-from pocketlens_cloud.serving import server
+from pocketlens_cloud.serving import front, server
 from pocketlens_wire import manifest
 from pocketlens_wire.pictures import PictureSpec, fit, open_picture
 from pocketlens_wire.tokens import Encoding, pack
@@ -398,6 +398,12 @@ def _serving(service: Service, **seams: Any) -> Iterator[RunningServer]:
         yield running
     finally:
         running.stop()
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch) -> None:
+    """A busy machine is not what is tried, but where a test says so: a wait for its turn turns no question away."""
+    monkeypatch.setattr(front, "PATIENCE_S", float("inf"))
 
 
 class RunningServer:

@@ -19,7 +19,7 @@ from typing import Any
 import grpc
 import pytest
 from pocketlens_cloud.cli import app
-from pocketlens_cloud.serving import door, front, gateway, keys
+from pocketlens_cloud.serving import door, gateway, keys
 from pocketlens_cloud.serving.door import Call, Door, DoorInterceptor
 from pocketlens_cloud.serving.keys import Keys
 from pocketlens_edge import ApiKey, AsyncClient, Client
@@ -230,7 +230,6 @@ def echo(server: grpc.aio.Server) -> None:
 def guarded(serve, service, file, monkeypatch):
     """A server that asks for keys, with the echo; and a caller: text of a key, service and method -> reply or error."""
     keys.new(file, ["admin"])
-    monkeypatch.setattr(front, "PATIENCE_S", float("inf"))  # a busy machine is not what is tried here
     monkeypatch.setattr(door, "SCOPE_OF", {**door.SCOPE_OF, "/toy.Index/": "index"})
     with serve(service, interceptors=[DoorInterceptor(Door(keys=Keys(file)))], further=[echo]) as running:
         yield running

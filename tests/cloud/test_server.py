@@ -138,6 +138,21 @@ def test_too_many_questions_are_turned_away_and_the_rest_answered(toy, slow, mon
     assert outcome(running, toy.request()) is grpc.StatusCode.OK
 
 
+def test_who_would_wait_long_or_past_his_deadline_is_turned_away_before_any_work(toy, slow, monkeypatch):
+    composer, running = slow
+    monkeypatch.setattr(front.Batcher, "expected_wait_s", 0.7)
+    with pytest.raises(grpc.RpcError) as caught:
+        running.search(toy.request(), 0.5)
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "would wait 700 ms for its turn, longer than its deadline" in caught.value.details()
+    monkeypatch.setattr(front, "PATIENCE_S", 0.1)
+    with pytest.raises(grpc.RpcError) as caught:
+        running.search(toy.request(), 10)
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert dict(caught.value.trailing_metadata())[RETRY_METADATA] == "700"
+    assert composer.begun == 0
+
+
 def test_stopping_finishes_calls_in_flight_and_takes_no_new_ones(toy, slow):
     composer, running = slow
     with ThreadPoolExecutor(1) as clients:

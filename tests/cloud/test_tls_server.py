@@ -19,7 +19,7 @@ import certificates
 import grpc
 import pytest
 from pocketlens_cloud.cli import app
-from pocketlens_cloud.serving import front, gateway, server, tls, watched
+from pocketlens_cloud.serving import gateway, server, tls, watched
 from pocketlens_cloud.serving.tls import ServerTls, TlsFiles
 from pocketlens_edge import Client, Tls
 from pocketlens_wire.errors import ServerFault, Unavailable
@@ -136,7 +136,6 @@ class Callers:
 
 
 def test_three_new_certificates_under_load_and_no_call_is_dropped(serve, service, toy, made, place, monkeypatch):
-    monkeypatch.setattr(front, "PATIENCE_S", float("inf"))  # a busy machine is not what is tried here
     encryption = ServerTls(place.files)
     with (
         serve(service, credentials=encryption.credentials()) as running,
