@@ -401,9 +401,11 @@ def _serving(service: Service, **seams: Any) -> Iterator[RunningServer]:
 
 
 @pytest.fixture(autouse=True)
-def _patient(monkeypatch) -> None:
+def _patient() -> Iterator[None]:
     """A busy machine is not what is tried, but where a test says so: a wait for its turn turns no question away."""
-    monkeypatch.setattr(front, "PATIENCE_S", float("inf"))
+    with pytest.MonkeyPatch.context() as patch:  # of its own: the test's must be undone before the test's fixtures are
+        patch.setattr(front, "PATIENCE_S", float("inf"))
+        yield
 
 
 class RunningServer:
