@@ -24,6 +24,27 @@ def load_now() -> float | None:
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
+def _ticks() -> tuple[int, int] | None:
+    """Time the processors of this machine have worked, and what others on its host took meanwhile; None if unknown."""
+    try:
+        user, nice, system, _idle, _io, irq, softirq, stolen = map(int, Path("/proc/stat").read_text().split()[1:9])
+    except (OSError, ValueError):
+        return None
+    return user + nice + system + irq + softirq, stolen
+
+
+_AT_START = _ticks()
+
+
+def stolen_share() -> float | None:
+    """Of the time this machine wanted to work since this process began, the share that its host gave to others."""
+    now = _ticks()
+    if _AT_START is None or now is None:
+        return None
+    worked, stolen = (after - before for before, after in zip(_AT_START, now, strict=True))
+    return round(stolen / max(worked + stolen, 1), 3)
+
+
 def conditions(bundle: Path | None, *, load: float | None, **more: Any) -> dict[str, Any]:
     """The card: what `more` says, then command, commit, bundle ids, machine and versions; all JSON.
 
@@ -40,6 +61,7 @@ def conditions(bundle: Path | None, *, load: float | None, **more: Any) -> dict[
             "ram_gb": _ram_gb(),
             "system": f"{platform.system()} {platform.release()} {platform.machine()}",
             "load_at_start": load,
+            "stolen_share": stolen_share(),
         },
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "time": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -25,6 +25,7 @@ from pocketlens_cloud.bundle import open_cloud_half
 from pocketlens_edge.encoder import Encoder
 from pocketlens_edge.questions import Mode, question
 from pocketlens_samples.queries import ComposedSet, composed_set
+from pocketlens_wire.errors import RETRY_METADATA
 from pocketlens_wire.pictures import open_picture
 from pocketlens_wire.tokens import Encoding
 from pocketlens_wire.v1 import retrieval_pb2 as pb
@@ -79,13 +80,15 @@ class Plan:
 @dataclass(frozen=True)
 class Outcome:
     """One question: when it was due and how late it was sent, when it was answered after it was due, how it ended, and
-    where the time went: what the server's stages leave of it is the way, and waiting for the server to take it up."""
+    where the time went: what the server's stages leave of it is the way, and waiting for the server to take it up.
+    retry_s: after which the server wants to be asked again, if it turned the question away."""
 
     due: float
     lag_s: float
     took_s: float
     status: str
     stages: Mapping[str, float] = field(default_factory=dict)  # milliseconds, as the server told them
+    retry_s: float = 0.0
 
 
 def measure(
@@ -265,12 +268,15 @@ async def _one(call: Any, content: bytes, start: float, due: float) -> Outcome:
     """Ask when it is due; timed from then on."""
     await asyncio.sleep(max(0.0, start + due - perf_counter()))
     lag = perf_counter() - start - due
+    retry_s = 0.0
     try:
         stages = await call(content, timeout=DEADLINE_S)
         status = "OK"
     except grpc.aio.AioRpcError as error:
         stages, status = {}, error.code().name
-    return Outcome(due, lag, perf_counter() - start - due, status, stages)
+        told = dict(error.trailing_metadata() or ())
+        retry_s = int(told.get(RETRY_METADATA, 0)) / 1e3
+    return Outcome(due, lag, perf_counter() - start - due, status, stages, retry_s)
 
 
 async def _closed_loop(plan: Plan, calls: Any, content: Any) -> list[Outcome]:
@@ -280,6 +286,7 @@ async def _closed_loop(plan: Plan, calls: Any, content: Any) -> list[Outcome]:
         done = []
         while (now := perf_counter() - start) < plan.seconds:
             done.append(await _one(next(calls), next(content), start, now))
+            await asyncio.sleep(done[-1].retry_s)  # as the device's client does
         return done
 
     parts = await asyncio.gather(*(ask() for _ in range(plan.at_once)))

@@ -34,28 +34,31 @@ from pocketlens_wire.v1 import retrieval_pb2 as pb
 
 from pocketlens_bench.conditions import conditions, load_now
 from pocketlens_bench.latency import shelve
-from pocketlens_bench.load import SEARCH, Outcome, Plan, arrivals, carried_out, stages
+from pocketlens_bench.load import SEARCH, WARM_UP_S, Outcome, Plan, arrivals, carried_out, stages
 from pocketlens_bench.server import serving
 from pocketlens_bench.world import OnProgress, silently
 
 SHORTEST, LONGEST = 8, 40  # tokens of a row, begin and end among them
-AT_ONCE = 64  # questions open in the closed loop, so that the tower always finds a full run
+AT_ONCE = 32  # questions open in the closed loop: the tower finds a full run, and nobody need be turned away
+ROUNDS = 3  # what is compared takes turns, so that a machine that slows down does so for all
+DESCRIBE = "/pocketlens.v1.Retrieval/Describe"
 SHARE = 0.7  # of capacity: the load beside which overload is seen
 OVERLOAD = 10.0
 DISTINCT = 4000  # questions, asked again and again; the service remembers none
 GALLERY = 500
 SAMPLE_S = 0.5  # between two looks at the server's memory
 HONESTY = (
-    "The service is told to remember nothing, so every question is read by the tower. The asker runs on a processor of "
-    "its own and all that is measured on the others. Texts for open_clip are cut into tokens before its clock starts, "
-    "the service's within it. The bare tower reads the same rows, grouped in the same way, from as many threads, with "
-    "nothing else to do."
+    "The service is told to remember nothing, so every question is read by the tower. It, the bare tower and open_clip "
+    "take turns. The asker runs on a processor of its own and all that is measured on the others. Texts for open_clip "
+    "are cut into tokens before its clock starts, the service's within it. The bare tower reads the same rows, grouped "
+    "in the same way, from as many threads, with nothing else to do."
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """seconds: of each measurement; overload_s: of overload; unloaded_s: of asking one at a time; gallery: pictures."""
+    """seconds: of each measurement, all its rounds together; overload_s: of overload; unloaded_s: of asking one at a
+    time; gallery: pictures."""
 
     seconds: float = 20.0
     overload_s: float = 300.0
@@ -97,31 +100,27 @@ def measure(
     with tempfile.TemporaryDirectory(prefix="pocketlens-bench-") as folder:
         shelf = Path(folder) / "gallery"
         shelve(bundle, composed_set(queries=5, gallery=sizes.gallery), Path(folder) / "pictures", shelf, on_progress)
-        on_progress("the bare text tower", 0, 5)
-        bare = bare_tower(composer, texts.rows(DISTINCT), limits, sizes.seconds, split)
-        on_progress("open_clip", 1, 5)
-        library = library_rates(baseline, texts.some(DISTINCT), sizes.seconds, split) if baseline else []
         options = ("--precision", precision, "--runs", limits.runs)
         with serving(bundle, shelf, threads=threads, more=options, processors=split.measured) as server:
             asker = Asker(server.address, split, texts.requests(DISTINCT))
-            on_progress("as many questions as go", 2, 5)
-            full = asker.closed(AT_ONCE, sizes.seconds)
-            capacity = answered(full) / sizes.seconds
-            on_progress("one question at a time", 3, 5)
-            alone = asker.closed(1, sizes.unloaded_s)
-            on_progress("overload", 4, 5)
+            rates = compared(asker, composer, texts, baseline, limits, sizes, on_progress)
+            on_progress("one question at a time", ROUNDS, ROUNDS + 2)
+            alone, bare_call = asker.closed(1, sizes.unloaded_s), asker.calling(DESCRIBE, sizes.unloaded_s)
+            on_progress("overload", ROUNDS + 1, ROUNDS + 2)
+            capacity = rates[0]["per_s"]
             calm = asker.open(SHARE * capacity, sizes.seconds, seed)
             with Memory(server.pid) as memory:
                 flood = asker.open(OVERLOAD * capacity, sizes.overload_s, seed)
             after = asker.open(SHARE * capacity, sizes.seconds, seed + 1)
-        on_progress("overload", 5, 5)
+            again = answered(asker.closed(AT_ONCE, sizes.seconds)) / sizes.seconds
+        on_progress("overload", ROUNDS + 2, ROUNDS + 2)
     return {
         "benchmark": "serving",
         "set": "words",
         "precision": precision,
-        "rates": [{"name": "served", "per_s": capacity}, {"name": "the bare text tower", "per_s": bare}, *library],
-        "unloaded": unloaded(alone),
-        "overload": overload(calm, flood, after, capacity, sizes, memory.seen),
+        "rates": rates,
+        "unloaded": unloaded(alone, bare_call),
+        "overload": overload(calm, flood, after, (capacity, again), sizes, memory.seen),
         "honesty": HONESTY,
         "left_out": [] if baseline else ["open_clip: no model was named with --baseline"],
         "conditions": conditions(
@@ -201,6 +200,24 @@ class Texts:
 # --- what is compared with
 
 
+def compared(
+    asker: Asker, composer: Composer, texts: Texts, baseline: str | None, limits: Limits, sizes: Sizes,
+    on_progress: OnProgress,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Rates a second of the service, the bare text tower and open_clip, in turns: the mean and each round's."""
+    rows, words, seconds = texts.rows(DISTINCT), texts.some(DISTINCT), sizes.seconds / ROUNDS
+    found: dict[str, list[float]] = {}
+    asker.closed(AT_ONCE, WARM_UP_S)
+    for turn in range(ROUNDS):
+        on_progress("service, bare tower and open_clip in turns", turn, ROUNDS + 2)
+        found.setdefault("served", []).append(answered(asker.closed(AT_ONCE, seconds)) / seconds)
+        bare = bare_tower(composer, rows, limits, seconds, asker.split)
+        found.setdefault("the bare text tower", []).append(bare)
+        for name, rate in library_rates(baseline, words, seconds, asker.split).items() if baseline else ():
+            found.setdefault(name, []).append(rate)
+    return [{"name": name, "per_s": float(np.mean(rates)), "rounds_per_s": rates} for name, rates in found.items()]
+
+
 def bare_tower(composer: Composer, rows: Sequence[Row], limits: Limits, seconds: float, split: Split) -> float:
     """Rows a second that the text tower reads with nothing else to do: groups made beforehand, as many threads as the
     service has."""
@@ -234,7 +251,7 @@ def _grouped(lengths: Sequence[int], within: range, limits: Limits) -> Iterator[
         yield [here[at] for at in group]
 
 
-def library_rates(model: str, texts: Sequence[str], seconds: float, split: Split) -> list[dict[str, Any]]:
+def library_rates(model: str, texts: Sequence[str], seconds: float, split: Split) -> dict[str, float]:
     """Texts a second through open_clip's own `encode_text`, each padded to its context, one at a time and 32.
 
     In a process of its own, so that its threads are bound to the measured processors from the start."""
@@ -244,9 +261,7 @@ def library_rates(model: str, texts: Sequence[str], seconds: float, split: Split
     )
     if done.returncode:
         raise ServerFault(f"open_clip could not be measured: {done.stderr.strip()[-300:]}")
-    return [
-        {"name": f"open_clip encode_text, {batch} at a time", "per_s": rate} for batch, rate in json.loads(done.stdout)
-    ]
+    return {f"open_clip encode_text, {batch} at a time": rate for batch, rate in json.loads(done.stdout)}
 
 
 LIBRARY = """
@@ -303,6 +318,10 @@ class Asker:
     def open(self, rate: float, seconds: float, seed: int) -> list[Outcome]:
         return self._carried_out(Plan(self.address, self.method, self.messages, due=arrivals(rate, seconds, seed)))
 
+    def calling(self, method: str, seconds: float) -> list[Outcome]:
+        """Another method, with an empty message, one call at a time."""
+        return self._carried_out(Plan(self.address, method, (b"",), at_once=1, seconds=seconds))
+
     def _carried_out(self, plan: Plan) -> list[Outcome]:
         with ProcessPoolExecutor(1, get_context("spawn"), _bind, (self.split.asker,)) as pool:
             return pool.submit(carried_out, plan).result()
@@ -343,8 +362,8 @@ def answered(outcomes: Sequence[Outcome]) -> int:
     return sum(one.status == "OK" for one in outcomes)
 
 
-def unloaded(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Quantiles of the whole, of tower and search, and of what is left."""
+def unloaded(outcomes: Sequence[Outcome], bare_call: Sequence[Outcome]) -> dict[str, Any]:
+    """Quantiles of the whole, of tower and search, of what is left, and of a call that asks for next to nothing."""
     found = [one for one in outcomes if one.status == "OK"]
     whole = np.array([1e3 * one.took_s for one in found])
     work = np.array([one.stages["text_tower"] + one.stages["search"] for one in found])
@@ -352,20 +371,28 @@ def unloaded(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "questions": len(found),
         **{
             name: {f"p{q}_ms": float(np.quantile(values, q / 100)) for q in (50, 95, 99)}
-            for name, values in (("whole", whole), ("tower_and_search", work), ("beyond", whole - work))
+            for name, values in (
+                ("whole", whole),
+                ("tower_and_search", work),
+                ("beyond", whole - work),
+                ("bare_call", np.array([1e3 * one.took_s for one in bare_call if one.status == "OK"])),
+            )
         },
     }
 
 
 def overload(
-    calm: Sequence[Outcome], flood: Sequence[Outcome], after: Sequence[Outcome], capacity: float, sizes: Sizes,
-    memory: Sequence[tuple[float, int]],
+    calm: Sequence[Outcome], flood: Sequence[Outcome], after: Sequence[Outcome], capacities: tuple[float, float],
+    sizes: Sizes, memory: Sequence[tuple[float, int]],
 ) -> dict[str, Any]:  # fmt: skip
-    """What was answered of ten times too many, how long those answered and those turned away took."""
+    """What was answered of ten times too many, how long those answered and those turned away took. capacities: what
+    the service did before and after with as many as go; what was answered is compared with their mean."""
+    capacity = sum(capacities) / 2
     shed = [1e3 * one.took_s for one in flood if one.status == "RESOURCE_EXHAUSTED"]
     in_time = sum(one.status == "OK" and one.due + one.took_s <= sizes.overload_s for one in flood)
     return {
         "capacity_per_s": capacity,
+        "capacities_per_s": list(capacities),
         "offered_per_s": len(flood) / sizes.overload_s,
         "seconds": sizes.overload_s,
         "goodput_per_s": in_time / sizes.overload_s,

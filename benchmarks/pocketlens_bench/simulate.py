@@ -282,7 +282,7 @@ class _Front:
 
     def _let_in(self, number: int) -> None:
         """As Front._turn_away_if_full, but for deadlines."""
-        expected_s = self._waiting_tokens / self._tokens_per_s if self._tokens_per_s else 0.0
+        expected_s = self._waiting_tokens / (self._tokens_per_s * self._house.batch.runs) if self._tokens_per_s else 0.0
         if self._inside >= self._house.most_inside or expected_s > self._house.patience_s:
             self._ended = max(self._ended, self._clock.now)
             return

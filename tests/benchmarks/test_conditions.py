@@ -20,6 +20,7 @@ def test_a_card_names_bundle_machine_versions_and_commit():
     assert re.fullmatch(r"enc-[0-9a-f]{16}", card["bundle"]["encoder"])
     assert card["seeds"] == {"bootstrap": 3}
     assert card["machine"]["load_at_start"] == 0.5
+    assert 0 <= (card["machine"]["stolen_share"] or 0) <= 1
     assert 0.1 < card["machine"]["ram_gb"] < 100_000
     assert card["versions"]["numpy"]
     assert set(card["commit"]) in ({"id", "dirty"}, {"id", "reason"})

@@ -132,6 +132,8 @@ def condition_lines(conditions: Json) -> Iterator[str]:
         f"Machine: {machine['cpu']}, {machine['cores']} cores{memory}, {machine['system']}; load at start "
         f"{machine['load_at_start']}{threads}."
     )
+    if stolen := machine.get("stolen_share"):
+        yield f"Its host gave {stolen:.0%} of the time it wanted to others."
     seeds = f"Seeds: {_pairs(conditions['seeds'])}. " if "seeds" in conditions else ""
     yield f"{seeds}Versions: {_pairs(conditions['versions'])}."
     if "commit" in conditions:

@@ -20,7 +20,12 @@ def print_serving(console: Console, result: Mapping[str, Any]) -> None:
         shown.add_row(row["name"], f"{row['per_s']:,.1f}", f"{served['per_s'] / row['per_s']:.2f} times")
     console.print(shown)
     shown = _table(console, "One question at a time, ms", ["p50", "p95", "p99"])
-    for name, key in (("whole", "whole"), ("tower and search", "tower_and_search"), ("beyond", "beyond")):
+    for name, key in (
+        ("whole", "whole"),
+        ("tower and search", "tower_and_search"),
+        ("beyond", "beyond"),
+        ("of it, a bare gRPC call", "bare_call"),
+    ):
         shown.add_row(name, *(f"{result['unloaded'][key][quantile]:.2f}" for quantile in QUANTILES))
     console.print(shown)
     _print_overload(console, result["overload"])

@@ -171,6 +171,8 @@ def _card(conditions: Node) -> Iterator[tuple[str, str]]:
     )
     load = machine.get("load_at_start")
     yield "load at start", f"{load.number():g}" if load else ""
+    stolen = machine.get("stolen_share")
+    yield "time its host gave to others", f"{stolen.number():.1%}" if stolen else ""
     for name in ("threads", "seeds", "sizes", "versions"):
         yield name, _pairs(conditions.get(name))
     took = conditions.get("seconds")

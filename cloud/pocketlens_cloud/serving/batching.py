@@ -99,7 +99,7 @@ class Batcher:
     @property
     def expected_wait_s(self) -> float:
         """Seconds until a row that came now would be taken up, by the speed of the latest runs; 0 before the first."""
-        return self.waiting_tokens / self._tokens_per_s if self._tokens_per_s else 0.0
+        return self.waiting_tokens / (self._tokens_per_s * self._limits.runs) if self._tokens_per_s else 0.0
 
     async def read(self, rows: Sequence[Row], until: float = float("inf")) -> tuple[NDArray[np.float32], float]:
         """Features (len(rows), dim) of one question's rows, and the seconds of the longest run that read one of them.

@@ -25,7 +25,7 @@ from pocketlens_cloud.serving.batching import Batcher, Limits
 HANDS: Final = 4  # threads that check questions and search; the text tower has its own
 MAX_INSIDE: Final = 256  # questions in the house before new ones are turned away, whatever they wait for
 MIN_RETRY_S: Final = 0.05
-PATIENCE_S: Final = 0.1  # expected wait before the text tower beyond which new questions are turned away
+PATIENCE_S: Final = 0.15  # expected wait before the text tower beyond which new questions are turned away
 TURN_S: Final = 10.0  # that one turn of a conversation has, since a conversation itself has no deadline
 MAX_CONVERSATIONS: Final = 128  # open at once: each is a stream that waits for a person
 
@@ -46,7 +46,6 @@ class Front:
         self.batcher = Batcher(service.read, readers, batch)
         self._buckets = Buckets()
         self.inside = 0
-        self.shed = 0
         self.conversations = 0
         self._closing = asyncio.Event()
 
@@ -62,7 +61,8 @@ class Front:
         Raises Overloaded before any work is done, TooLate once `until` has passed; what service.py raises."""
         if time.monotonic() >= until:
             raise TooLate("the deadline had passed when the question arrived")
-        self._turn_away_if_full(until)
+        if refused := self.refusal(until):
+            raise refused
         key = keys.current()
         rate = Rate(key.rate, key.burst or key.rate) if key and key.rate else None
         if key and rate:
@@ -125,7 +125,8 @@ class Front:
         """Let none wait for its next message any longer; a turn under way is answered."""
         self._closing.set()
 
-    def _turn_away_if_full(self, until: Until) -> None:
+    def refusal(self, until: Until = float("inf")) -> Overloaded | None:
+        """Why a question with the deadline `until` is turned away now; None: let it in."""
         wait_s = self.batcher.expected_wait_s
         if self.inside >= MAX_INSIDE:
             why = f"{self.inside} questions are in the house already"
@@ -134,9 +135,8 @@ class Front:
         elif time.monotonic() + wait_s >= until:
             why = f"a new question would wait {wait_s * 1e3:.0f} ms for its turn, longer than its deadline"
         else:
-            return
-        self.shed += 1
-        raise Overloaded(f"{why}: try again in a moment", retry_after_s=max(wait_s, MIN_RETRY_S))
+            return None
+        return Overloaded(f"{why}: try again in a moment", retry_after_s=max(wait_s, MIN_RETRY_S))
 
     async def _by_hand(self, work: Callable[..., _Result], *given: object) -> _Result:
         """`work` in a thread. A cancelled call cancels it: work that has not begun never begins."""

@@ -111,6 +111,11 @@ def call_ended(method: str, via: str, kind: str, seconds: float) -> None:
     _call.labels(method).observe(seconds)
 
 
+def call_turned_away(method: str, via: str) -> None:
+    """A call that ended before it began: counted, but not among the times, which it would make look better."""
+    _requests.labels(method, via, "Overloaded").inc()
+
+
 def turn_ended(kind: str) -> None:
     """One turn of a conversation; kind as above."""
     _turns.labels(kind if kind in KINDS else "ServerFault").inc()

@@ -10,7 +10,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Final, NoReturn, TypeVar
+from functools import partial
+from typing import Any, Final, NoReturn, TypeVar, final
 
 import grpc
 import grpc.aio
@@ -29,7 +30,7 @@ from pocketlens_wire.errors import (
 from pocketlens_wire.v1 import retrieval_pb2 as pb
 
 from pocketlens_cloud.service import Service
-from pocketlens_cloud.serving import calls
+from pocketlens_cloud.serving import calls, metrics
 from pocketlens_cloud.serving.batching import Limits
 from pocketlens_cloud.serving.front import HANDS, Front
 
@@ -49,6 +50,9 @@ OPTIONS: Final = [
 ]
 
 BATCH: Final = Limits()
+
+_SERVICE: Final = pb.DESCRIPTOR.services_by_name["Retrieval"].full_name
+_SEARCH: Final = f"/{_SERVICE}/Search"
 
 _Reply = TypeVar("_Reply", bound=Message)
 
@@ -77,13 +81,14 @@ async def run(
 
     `port` 0 lets the system choose; `on_ready` gets the port it is. `beside`: what else answers from the same
     front in the meantime, entered before and left after (gateway.py). `credentials`: without them nothing is encrypted;
-    `interceptors`: what every call passes, outermost first; `further`: each adds a service of its own; `batch`: what
-    is read together. Raises ServerFault if the port cannot be had."""
+    `interceptors`: what every call passes, outermost first, unless the house is full; `further`: each adds a service of
+    its own; `batch`: what is read together. Raises ServerFault if the port cannot be had."""
     require_upb()
     with ThreadPoolExecutor(HANDS, "hand") as hands, ThreadPoolExecutor(batch.runs, "tower") as readers:
         front = Front(service, hands, readers, batch)
         async with beside(front) if beside else nullcontext():
-            server = grpc.aio.server(interceptors=interceptors, options=OPTIONS, maximum_concurrent_rpcs=MAX_CALLS)
+            passed = (_Turnstile(front), *interceptors)
+            server = grpc.aio.server(interceptors=passed, options=OPTIONS, maximum_concurrent_rpcs=MAX_CALLS)
             server.add_generic_rpc_handlers([_handlers(front)])
             for add in further:
                 add(server)
@@ -133,9 +138,32 @@ def _handlers(front: Front) -> grpc.GenericRpcHandler:
         request_deserializer=_reader(pb.ConverseRequest),
         response_serializer=_written,
     )
-    return grpc.method_handlers_generic_handler(
-        pb.DESCRIPTOR.services_by_name["Retrieval"].full_name, {**unary, "Converse": converse}
-    )
+    return grpc.method_handlers_generic_handler(_SERVICE, {**unary, "Converse": converse})
+
+
+@final
+class _Turnstile(grpc.aio.ServerInterceptor):
+    """Turns searches away while the house is full, before they cost anything: with ten times too many questions nine
+    are refused for each that is answered, and what they cost the answers go without.
+
+    Outermost: whom it turns away passes neither observer nor door, and is counted here."""
+
+    def __init__(self, front: Front) -> None:
+        self._front = front
+
+    async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: Any) -> Any:
+        if handler_call_details.method == _SEARCH and (refused := self._front.refusal()):
+            metrics.call_turned_away("Search", "grpc")
+            # As if it were a stream: gRPC then answers without waiting for the message to arrive.
+            return grpc.stream_stream_rpc_method_handler(partial(_refuse, refused))
+        return await continuation(handler_call_details)
+
+
+async def _refuse(refused: Overloaded, _requests: Any, context: Any) -> None:
+    """As `abort`, without the price of an exception."""
+    context.set_trailing_metadata(_trailers(refused))
+    context.set_details(str(refused)[:MAX_SENTENCE])
+    context.set_code(status_of(refused))
 
 
 def _written(reply: Message) -> bytes:
@@ -216,10 +244,15 @@ async def _boundary(context: Any) -> AsyncIterator[None]:
 
 async def abort(context: Any, error: PocketlensError) -> NoReturn:
     """End a call with the status, sentence and kind of `error`."""
-    told = [(KIND_METADATA, type(error).__name__), *calls.headers_back()]
-    if isinstance(error, Overloaded):
-        # Ours, and the name by which gRPC's own retries know it.
-        wait_ms = str(round(error.retry_after_s * 1e3))
-        told += [(RETRY_METADATA, wait_ms), ("grpc-retry-pushback-ms", wait_ms)]
-    await context.abort(status_of(error), str(error)[:MAX_SENTENCE], tuple(told))
+    await context.abort(status_of(error), str(error)[:MAX_SENTENCE], (*_trailers(error), *calls.headers_back()))
     raise AssertionError("abort returned")
+
+
+def _trailers(error: PocketlensError) -> tuple[tuple[str, str], ...]:
+    """What a program can read of an error, beside its status."""
+    kind = (KIND_METADATA, type(error).__name__)
+    if not isinstance(error, Overloaded):
+        return (kind,)
+    # Ours, and the name by which gRPC's own retries know it.
+    wait_ms = str(round(error.retry_after_s * 1e3))
+    return kind, (RETRY_METADATA, wait_ms), ("grpc-retry-pushback-ms", wait_ms)

@@ -52,6 +52,7 @@ class Serving(Section):
                     ("whole", "whole"),
                     ("tower and search", "tower_and_search"),
                     ("beyond them", "beyond"),
+                    ("of that, a gRPC call that asks nothing", "bare_call"),
                 )
             ),
         )
