@@ -9,7 +9,7 @@ import pytest
 from pocketlens_bench.chaos import rotation
 from pocketlens_bench.chaos.asking import CLIENTS, answers, asking
 from pocketlens_bench.chaos.certificates import HAS_OPENSSL
-from pocketlens_bench.chaos.driver import PARTS, measure
+from pocketlens_bench.chaos.driver import PARTS, measured
 from pocketlens_bench.chaos.judging import (
     COSINE,
     DIFFERING,
@@ -47,12 +47,17 @@ def answer(generation: str, *hits: tuple[str, float]):
     return SimpleNamespace(generation=generation, hits=[SimpleNamespace(id=name, score=score) for name, score in hits])
 
 
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory):
+    return made(default_bundle(), tmp_path_factory.mktemp("chaos"), SIZES, 0, silently)
+
+
 # --- nothing breaks
 
 
-def test_nothing_breaks_under_kills_promotions_and_rotations():
-    parts = [part for part in PARTS if part != "rotation" or HAS_OPENSSL]
-    result = measure(default_bundle(), parts=parts, sizes=SIZES)
+def test_nothing_breaks_under_kills_promotions_and_rotations(setting):
+    result = measured(setting, parts=list(PARTS))
+    assert len(result["left_out"]) == (not HAS_OPENSSL)
     tables = {table["key"]: table for table in result["tables"]}
     facts = {key: {each["name"]: each["value"] for each in table["facts"]} for key, table in tables.items()}
     assert facts["replicas"]["servers killed (kill -9)"] >= 1
@@ -120,11 +125,6 @@ def test_errors_are_counted_by_name_and_facts_that_must_be_zero_are_named():
     ]
 
 
-@pytest.fixture(scope="module")
-def setting(tmp_path_factory):
-    return made(default_bundle(), tmp_path_factory.mktemp("chaos"), SIZES, 0, silently)
-
-
 def test_mixed_answers_and_a_server_that_stays_away_are_counted(setting):
     """The clients of the benchmark, and one server: of some pictures it is said that they are not in the generation;
     then the server is killed and does not come back."""
@@ -144,9 +144,11 @@ def test_mixed_answers_and_a_server_that_stays_away_are_counted(setting):
 
 
 @pytest.mark.skipif(not HAS_OPENSSL, reason="makes certificates with openssl")
-def test_a_key_revoked_too_early_is_counted(setting, monkeypatch):
-    """As if the operator revoked the key before anyone had the new one."""
+def test_a_key_revoked_too_early_and_a_certificate_that_stays_are_counted(setting, monkeypatch):
+    """As if the operator revoked the key before anyone had the new one, and forgot to copy the certificate."""
     revoke, new, held = rotation.keys.revoke, rotation.keys.new, []
+    put = rotation.Place.put
+    monkeypatch.setattr(rotation.Place, "put", lambda self, name: put(self, name) if name == "turn-0" else None)
 
     def new_after_revoking(file, scopes):
         if held:
@@ -167,6 +169,8 @@ def test_a_key_revoked_too_early_is_counted(setting, monkeypatch):
     monkeypatch.setattr(rotation.Askers, "__enter__", entered)
     (table,) = rotation.measure(setting, silently)
     assert all(row["errors"].keys() == {"Unauthenticated"} for row in table["rows"])
+    facts = {each["name"]: each["value"] for each in table["facts"]}
+    assert facts["new connections that met an older certificate"] == facts["certificates and keys replaced"] > 0
 
 
 def test_wrong_usage_is_refused_and_what_broke_leaves_with_1(monkeypatch, capsys):

@@ -48,15 +48,20 @@ def measure(
 
     `broken` holds what should have been none and was not. Raises the PocketlensError of whatever part could not be
     carried out, such as a server that does not come up again."""
-    sizes, load, began = sizes or Sizes(), load_now(), perf_counter()
-    left_out, tables = list[str](), list[dict[str, Any]]()
     with tempfile.TemporaryDirectory(prefix="pocketlens-bench-") as home:
-        setting = made(bundle, Path(home), sizes, seed, on_progress)
-        for part in parts:
-            if part == "rotation" and not HAS_OPENSSL:
-                left_out.append("certificates and keys: the openssl command, which makes certificates, is not here")
-                continue
-            tables += PARTS[part](setting, on_progress)
+        setting = made(bundle, Path(home), sizes or Sizes(), seed, on_progress)
+        return measured(setting, parts=parts, on_progress=on_progress)
+
+
+def measured(setting: Setting, *, parts: Sequence[str], on_progress: OnProgress = silently) -> dict[str, Any]:
+    """`measure` upon what was made."""
+    load, began = load_now(), perf_counter()
+    left_out, tables = list[str](), list[dict[str, Any]]()
+    for part in parts:
+        if part == "rotation" and not HAS_OPENSSL:
+            left_out.append("certificates and keys: the openssl command, which makes certificates, is not here")
+            continue
+        tables += PARTS[part](setting, on_progress)
     wrong = broken(tables)
     return {
         "benchmark": "chaos",
@@ -67,13 +72,13 @@ def measure(
         "left_out": left_out,
         "honesty": HONESTY,
         "conditions": conditions(
-            bundle,
+            setting.bundle,
             load=load,
             load_at_end=load_now(),
             seconds=round(perf_counter() - began, 1),
             threads={"each server's runs": 1},
-            seeds={"disturbances and arrivals": seed},
-            sizes=asdict(sizes),
+            seeds={"disturbances and arrivals": setting.seed},
+            sizes=asdict(setting.sizes),
         ),
     }
 

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
+from time import perf_counter
 from typing import Any, Self, final
 
 from pocketlens_wire.errors import ServerFault
@@ -45,10 +46,12 @@ class Replica:
         self._pid = running.pid
         return running.ready_s
 
-    def kill(self) -> None:
-        """kill -9."""
+    def kill(self) -> float:
+        """kill -9; seconds until the system has taken it apart, which is when its clients notice."""
+        began = perf_counter()
         os.kill(self._pid, signal.SIGKILL)
         self._process.close()
+        return perf_counter() - began
 
     def __enter__(self) -> Self:
         self.up()
@@ -87,7 +90,7 @@ def _killed_under_load(setting: Setting, on_progress: OnProgress) -> dict[str, A
             servers, questions, right,
             rate=sizes.rate, seconds=sizes.seconds, timeout_s=sizes.timeout_s, seed=setting.seed,
         ) as clients:  # fmt: skip
-            back = _disturbed(both, clients, setting, draws, lambda kills: on_progress("kill servers", kills, kills))
+            gone, back = _disturbed(both, clients, setting, draws, lambda done: on_progress("kill servers", done, done))
             rows = clients.rows()
         ends = [answers(one.address, questions, timeout_s=sizes.timeout_s)[1] for one in both]
     other = sum(not alike(mine, its) for end in ends for mine, its in zip(end, hits, strict=True))
@@ -97,6 +100,8 @@ def _killed_under_load(setting: Setting, on_progress: OnProgress) -> dict[str, A
         "rows": rows,
         "facts": [
             fact("servers killed (kill -9)", len(back)),
+            fact("seconds until the system had taken a killed one apart, median", median(gone) if gone else 0.0),
+            fact("the longest", max(gone, default=0.0)),
             fact("seconds until a killed one answers again, median", median(back) if back else 0.0),
             fact("the longest", max(back, default=0.0)),
             fact("questions that the two answer otherwise at the end", other, must_be_zero=True),
@@ -106,16 +111,16 @@ def _killed_under_load(setting: Setting, on_progress: OnProgress) -> dict[str, A
 
 def _disturbed(
     both: Sequence[Replica], clients: Asking, setting: Setting, draws: random.Random, on_kill: Callable[[int], None]
-) -> list[float]:
-    """Kill one, start it again, and so on while clients ask; seconds until each answered again."""
-    sizes, back = setting.sizes, []
+) -> tuple[list[float], list[float]]:
+    """Kill one, start it again, and so on while clients ask; seconds until each was gone, and answered again."""
+    sizes, gone, back = setting.sizes, list[float](), list[float]()
     while not clients.over(draws.uniform(0, sizes.pause_s)):
         one = draws.choice(both)
-        one.kill()
+        gone.append(one.kill())
         clients.over(draws.uniform(0, sizes.down_s))
         back.append(one.up())
         on_kill(len(back))
-    return back
+    return gone, back
 
 
 def _of_indexing(found: dict[str, Any]) -> dict[str, Any]:

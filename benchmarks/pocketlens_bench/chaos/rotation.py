@@ -175,7 +175,7 @@ def _rotated(
 ) -> dict[str, int]:
     """Replace both until the time is over. The old key is tried over a connection that was open and over a new one."""
     draws, began, (old, old_id) = random.Random(setting.seed), perf_counter(), first
-    counts = dict.fromkeys(("turns", "old_certificate", "old_key", "other_refusal"), 0)
+    counts: dict[str, int] = dict.fromkeys(("turns", "old_certificate", "old_key", "other_refusal"), 0)
     pause, question, kept = threading.Event(), pb.SearchRequest.FromString(setting.questions[0]), line.channel()
     line.ask(old, question, kept)
     while not counts["turns"] or perf_counter() - began < setting.sizes.seconds:
