@@ -9,7 +9,7 @@ import pytest
 from pocketlens_bench.chaos import rotation
 from pocketlens_bench.chaos.asking import CLIENTS, answers, asking
 from pocketlens_bench.chaos.certificates import HAS_OPENSSL
-from pocketlens_bench.chaos.driver import PARTS, measured
+from pocketlens_bench.chaos.driver import PARTS, felt, measured
 from pocketlens_bench.chaos.judging import (
     COSINE,
     DIFFERING,
@@ -30,7 +30,7 @@ from pocketlens_bench.cli import app
 from pocketlens_bench.report.console_chaos import print_chaos
 from pocketlens_bench.world import silently
 from pocketlens_wire.bundle import default_bundle
-from pocketlens_wire.errors import Unauthenticated
+from pocketlens_wire.errors import Overloaded, Unauthenticated
 from rich.console import Console
 
 SIZES = Sizes(
@@ -69,7 +69,7 @@ def test_nothing_breaks_under_kills_promotions_and_rotations(setting):
     for table in tables.values():
         for row in table["rows"]:
             assert row["answered"] + row["turned_away"] == row["asked"] > 5, row  # a busy machine may turn away
-    assert [said for said in result["broken"] if "turned away" not in said] == []
+    assert result["broken"] == []
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     page = io.StringIO()
     print_chaos(Console(file=page, width=90), result)
@@ -114,8 +114,14 @@ def test_errors_are_counted_by_name_and_facts_that_must_be_zero_are_named():
     def refuse():
         raise Unauthenticated("a sentence")
 
+    def turn_away():
+        raise Overloaded("come again")
+
     row = tally("one", [Asked(0.0, 0.0, 0.1, *judged(refuse, RIGHT, 0))] * 2)
     assert row["errors"] == {"Unauthenticated": 2}
+    away = tally("two", [Asked(0.0, 0.0, 0.1, *judged(turn_away, RIGHT, 0)), Asked(0.0, 0.0, 0.1, SAME)])
+    assert (away["errors"], away["turned_away"]) == ({}, 1)
+    assert list(felt([{"title": "T", "rows": [away]}])) == ["T, two: 1 of 2 questions were turned away for load"]
     facts = [fact("fine", 3), fact("lost", 0, must_be_zero=True), fact("twice", 4, must_be_zero=True)]
     told = broken([{"title": "T", "rows": [row], "facts": facts}])
     assert told == [

@@ -5,7 +5,7 @@ Called by cli/chaos.py."""
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
@@ -32,7 +32,8 @@ HONESTY = (
     "once, which a machine without power or a cut cable does not; then a question waits for its deadline. The replicas "
     "have galleries on their own disk, of one snapshot. What is counted as an error is what a `Client` raises after "
     f"its own retries; in the part of certificates nobody tries again. Scores of one answer may differ by {COSINE:g}. "
-    "Times are of a machine on which everything at once was running."
+    "What a server turned away because it had too much to do is counted apart. Times are of a machine on which "
+    "everything at once was running."
 )
 
 
@@ -68,7 +69,7 @@ def measured(setting: Setting, *, parts: Sequence[str], on_progress: OnProgress 
         "set": "sample",
         "tables": tables,
         "broken": wrong,
-        "lost": [*wrong, *slow(tables)],
+        "lost": [*wrong, *felt(tables)],
         "left_out": left_out,
         "honesty": HONESTY,
         "conditions": conditions(
@@ -83,12 +84,12 @@ def measured(setting: Setting, *, parts: Sequence[str], on_progress: OnProgress 
     }
 
 
-def slow(tables: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Where a disturbance was felt."""
-    return [
-        f"{table['title']}, {row['name']}: the slowest answer took {row['slowest_ms']:,.0f} ms, p50 is "
-        f"{row['p50_ms']:.0f} ms"
-        for table in tables
-        for row in table["rows"]
-        if row["slowest_ms"] > SLOW_MS
-    ]
+def felt(tables: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Where nothing broke and a client felt it all the same."""
+    for table in tables:
+        for row in table["rows"]:
+            where = f"{table['title']}, {row['name']}"
+            if row["turned_away"]:
+                yield f"{where}: {row['turned_away']:,} of {row['asked']:,} questions were turned away for load"
+            if row["slowest_ms"] > SLOW_MS:
+                yield f"{where}: the slowest answer took {row['slowest_ms']:,.0f} ms, p50 is {row['p50_ms']:.0f} ms"

@@ -16,7 +16,7 @@ from pocketlens_wire.errors import Overloaded, PocketlensError
 
 SAME, MIXED, DIFFERING, UNKNOWN = "same", "mixed", "differing", "of an unknown generation"
 WRONG = (MIXED, DIFFERING, UNKNOWN)
-TURNED_AWAY = Overloaded.__name__  # an answer too: the server has more to do than it can, and says when to come again
+TURNED_AWAY = Overloaded.__name__  # for load, with when to come again: counted apart, as nothing broke
 COSINE = 1e-4  # by which scores of the same answer may differ: the tower sums in another order in other company
 
 Hits = Sequence[tuple[str, float]]  # id and score, best first
@@ -106,8 +106,6 @@ def broken(tables: Iterable[Mapping[str, Any]]) -> list[str]:
                 for error, count in row["errors"].items()
             ]
             found += [f"{where}: {row[wrong]:,} {asked} had an answer that is {wrong}" for wrong in WRONG if row[wrong]]
-            if row["turned_away"]:
-                found.append(f"{where}: {row['turned_away']:,} {asked} were turned away for load")
             if not row["answered"]:
                 found.append(f"{where}: no question was answered")
         found += [

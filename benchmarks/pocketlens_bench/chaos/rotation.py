@@ -10,6 +10,7 @@ import random
 import shutil
 import socket
 import ssl
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -127,8 +128,7 @@ def _closing(channel: grpc.Channel, *, keep: bool) -> Iterator[grpc.Channel]:
 
 def measure(setting: Setting, on_progress: OnProgress) -> list[dict[str, Any]]:
     """The table of what the clients saw. Needs the openssl command."""
-    at = setting.home / "rotation"
-    at.mkdir()
+    at = Path(tempfile.mkdtemp(dir=setting.home, prefix="rotation-"))
     ca = certificates.authority(at)
     place = Place(at)
     place.put("turn-0")

@@ -21,7 +21,7 @@ def print_chaos(console: Console, result: Mapping[str, Any]) -> None:
     for said in result["broken"]:
         _say(console, f"BROKEN: {said}.")
     if not result["broken"]:
-        _say(console, "Nothing broke: no error, no other answer, nothing turned away, nothing lost.")
+        _say(console, "Nothing broke: no error, no wrong answer, nothing lost.")
     lines = [
         *(f"Loses: {said}." for said in result["lost"] if said not in result["broken"]),
         *(f"Left out: {said}." for said in result["left_out"]),
