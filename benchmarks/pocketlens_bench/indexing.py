@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -179,29 +180,44 @@ print(json.dumps({"per_s": rate, "whole_s": whole, "memory_mb": own * unit / 1e6
 # --- killed
 
 
-def kill(bundle: Path, seconds: float, *, seed: int = 0, on_progress: OnProgress = silently) -> dict[str, Any]:
-    """Kill an indexing at random moments, again and again, for so long; then let it finish and look at the gallery.
+def kill(
+    bundle: Path,
+    seconds: float,
+    *,
+    pictures: int = KILLED_PICTURES,
+    within_s: float = KILL_WITHIN_S,
+    seed: int = 0,
+    on_progress: OnProgress = silently,
+) -> dict[str, Any]:
+    """Kill an indexing at random moments, again and again, for so long; then let it finish and count `faults`.
 
-    Raises ServerFault if a picture is missing, foreign, there twice, without payload, or its vectors are not those of
-    an undisturbed run."""
+    within_s: the longest time from a run's start to its kill. Raises ServerFault for a run that fails by itself."""
     draws, ends, kills, runs, finished = random.Random(seed), monotonic() + seconds, 0, 0, 0
     with tempfile.TemporaryDirectory(prefix="pocketlens-bench-") as home:
         folder, gallery, undisturbed = (Path(home) / name for name in ("pictures", "gallery", "undisturbed"))
-        draw(folder, Sizes(pictures=KILLED_PICTURES, width=96, height=96), seed, on_progress)
+        draw(folder, Sizes(pictures=pictures, width=96, height=96), seed, on_progress)
         ingest.index(folder, undisturbed, bundle)
         while (left := ends - monotonic()) > 0:
             on_progress("kill", round(seconds - left), round(seconds))
-            killed = _kill_once(bundle, folder, gallery, draws)
+            killed = _kill_once(bundle, folder, gallery, draws, within_s)
             kills, runs, finished = kills + killed, runs + 1, finished + (not killed)
             if not killed:  # it came to its end
                 _change(folder, draws)
                 ingest.index(folder, undisturbed, bundle)
         ingest.index(folder, gallery, bundle)
-        compare(gallery, undisturbed, {ingest.content_id(file.read_bytes()): file.name for file in folder.iterdir()})
-    return {"seconds": seconds, "runs": runs, "kills": kills, "finished": finished, "pictures": KILLED_PICTURES}
+        wanted = {ingest.content_id(file.read_bytes()): file.name for file in folder.iterdir()}
+        found = faults(gallery, undisturbed, wanted)
+    return {
+        "seconds": seconds,
+        "runs": runs,
+        "kills": kills,
+        "finished": finished,
+        "pictures": pictures,
+        "faults": found,
+    }
 
 
-def _kill_once(bundle: Path, folder: Path, gallery: Path, draws: random.Random) -> bool:
+def _kill_once(bundle: Path, folder: Path, gallery: Path, draws: random.Random, within_s: float) -> bool:
     """Whether a run was killed before its end."""
     code = (
         "import sys; from pathlib import Path; from pocketlens_cloud.indexing.ingest import index; "
@@ -210,7 +226,7 @@ def _kill_once(bundle: Path, folder: Path, gallery: Path, draws: random.Random) 
     command = [sys.executable, "-c", code, str(folder), str(gallery), str(bundle), draws.choice(WAYS)]
     run = subprocess.Popen(command, stderr=subprocess.PIPE)
     try:
-        _, told = run.communicate(timeout=draws.uniform(0, KILL_WITHIN_S))
+        _, told = run.communicate(timeout=draws.uniform(0, within_s))
     except subprocess.TimeoutExpired:
         run.send_signal(signal.SIGKILL)
         run.communicate()
@@ -228,32 +244,48 @@ def _change(folder: Path, draws: random.Random) -> None:
         Image.fromarray(pixels).save(file, "JPEG", quality=JPEG_QUALITY)
 
 
-def compare(gallery: Path, undisturbed: Path, wanted: dict[str, str]) -> None:
-    """Raise ServerFault unless `gallery` holds exactly the pictures `wanted` (files by id), as `undisturbed` does."""
+def faults(gallery: Path, undisturbed: Path, wanted: dict[str, str]) -> dict[str, int]:
+    """How many pictures of `gallery` are not as they should be, by what is wrong: it is to hold those `wanted` (files
+    by id), each once, with the vectors that `undisturbed` has."""
     held, other = _everything(gallery), _everything(undisturbed)
-    if wrong := set(held) ^ set(wanted):
-        raise ServerFault(f"{len(wrong)} pictures are missing or foreign: {sorted(wrong)[:3]}")
-    for point, (payload, vectors) in held.items():
-        if payload != {"file": wanted[point]}:
-            raise ServerFault(f"picture {point} has payload {payload}")
-        for name, vector in vectors.items():
-            if float(vector @ other[point][1][name]) < 1 - COSINE:
-                raise ServerFault(f"picture {point} has another vector {name} than undisturbed")
+    ids, found = [point for point, _ in held.listed], Counter[str]()
+    found["missing"] = len(set(wanted) - set(ids))
+    found["foreign"] = len(set(ids) - set(wanted))
+    found["twice"] = len(ids) - len(set(ids)) + abs(held.size - len(ids))
+    found["with another payload"] = sum(payload != {"file": wanted.get(point)} for point, payload in held.listed)
+    for name, pairs in held.vectors.items():
+        there = dict(other.vectors[name])
+        found["twice"] += len(pairs) - len(dict(pairs))
+        found["listed and not found"] += len(set(ids) - set(dict(pairs)))
+        found["with a vector of zeros"] += sum(not vector.any() for _, vector in pairs)
+        found["with another vector"] += sum(
+            point in there and not float(vector @ there[point]) >= 1 - COSINE for point, vector in pairs
+        )
+    return dict(found)
 
 
-def _everything(path: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
-    """Payload and vectors of every picture by id, each of which was met once."""
+def compare(gallery: Path, undisturbed: Path, wanted: dict[str, str]) -> None:
+    """Raise ServerFault if `faults` finds any."""
+    if wrong := {name: count for name, count in faults(gallery, undisturbed, wanted).items() if count}:
+        raise ServerFault(f"of {len(wanted)} pictures: {', '.join(f'{many} {name}' for name, many in wrong.items())}")
+
+
+@dataclass(frozen=True)
+class _Held:
+    """What a gallery says it has: payload by id as listed, and what a search for everything finds by vector name."""
+
+    size: int
+    listed: list[tuple[str, dict[str, Any]]]
+    vectors: dict[str, list[tuple[str, Any]]]
+
+
+def _everything(path: Path) -> _Held:
     with EmbeddedGallery.open(path) as gallery:
         if not gallery.settled:
             raise ServerFault(f"{path.name} is not settled")
-        points = list(gallery.payloads())
-        anything = np.eye(1, gallery.dim, dtype=np.float32)[0]
-        found: dict[str, dict[str, Any]] = {point: {} for point, _ in points}
+        listed = [(point, dict(payload)) for point, payload in gallery.payloads()]
+        anything, vectors = np.eye(1, gallery.dim, dtype=np.float32)[0], {}
         for name in gallery.vectors:
-            search = Search(vector=anything, name=name, top=len(points) + 1, with_vectors=True, exact=True)
-            hits = gallery.search(search)
-            if len(hits) != len(points) or len(found) != len(points) or gallery.size != len(points):
-                raise ServerFault(f"{path.name}: {len(hits)} pictures are found, {len(points)} are listed")
-            for hit in hits:
-                found[hit.id][name] = hit.vector
-        return {point: (dict(payload), found[point]) for point, payload in points}
+            search = Search(vector=anything, name=name, top=2 * len(listed) + 1, with_vectors=True, exact=True)
+            vectors[name] = [(hit.id, hit.vector) for hit in gallery.search(search)]
+        return _Held(gallery.size, listed, vectors)

@@ -36,7 +36,7 @@ def serving(
 
     more: further options; processors: those it may use, all if none is named. Raises ServerFault, quoting its last
     words, if it does not come up."""
-    command = [*_program(), "serve", "--gallery", gallery, "--bundle", bundle, "--port", 0, "--remember", 0, *more]
+    command = [*program(), "serve", "--gallery", gallery, "--bundle", bundle, "--port", 0, "--remember", 0, *more]
     with _running([*command, "--threads", threads, "--log-level", "warning"], processors) as running:
         yield running
 
@@ -71,7 +71,7 @@ def _running(command: list[object], processors: Sequence[int] = ()) -> Iterator[
                 process.wait()
 
 
-def _program() -> list[object]:
+def program() -> list[object]:
     """How a user starts it: the command beside this Python, else the module."""
     script = Path(sys.executable).with_name("pocketlens-cloud")
     return [script] if script.exists() else [sys.executable, "-m", "pocketlens_cloud"]

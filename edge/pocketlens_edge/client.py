@@ -61,7 +61,8 @@ class Client:
     """Asks one server, or a gallery on this device; threads may share it. A context manager; it closes what it opened.
 
     Args:
-        server: HOST:PORT, or what `open_gallery` gave.
+        server: HOST:PORT, or what `open_gallery` gave. Several replicas: `10.0.0.5:50551,10.0.0.6:50551`, or one name
+            with several addresses; while one of them answers, so does the client.
         encoder: whose tokens are sent; its two ids go with every question.
         token_space, encoder_id: the same two where no encoder is loaded: for words alone, or tokens made elsewhere.
         timeout_s: deadline of a question, retries included, seconds; a gallery on this device has none.

@@ -5,6 +5,7 @@ words. Called by client.py; knows no question and no answer."""
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import re
@@ -51,6 +52,9 @@ _SERVICE_CONFIG = {
     ]
 }
 
+# Of several replicas a client takes one at random and stays while it answers: one handshake, and all are used alike.
+_ANY_ORDER = [{"pick_first": {"shuffleAddressList": True}}]
+
 _File: TypeAlias = "str | os.PathLike[str]"
 Trace: TypeAlias = Callable[[], str]  # gives a traceparent, a new one for each question
 
@@ -84,7 +88,8 @@ def key_metadata(key: ApiKey | str | None, server: str, *, encrypted: bool) -> t
     if key is None:
         return ()
     held = ApiKey(key) if isinstance(key, str) else key
-    demand_privacy(server, encrypted=encrypted)
+    for address in addresses(server):
+        demand_privacy(address, encrypted=encrypted)
     return held.metadata()
 
 
@@ -93,27 +98,33 @@ def trace_metadata(trace: Trace | None) -> tuple[tuple[str, str], ...]:
     return () if trace is None else ((HEADER, trace()),)
 
 
+def addresses(server: str) -> list[str]:
+    """The replicas that `server` names: one HOST:PORT or unix:PATH, or several IP:PORT with commas between."""
+    return [server] if server.startswith("unix:") else server.split(",")
+
+
 def open_channel(server: str, tls: Tls | None = None) -> grpc.Channel:
-    """A channel with our retries and message caps; it connects on first use.
+    """A channel with our retries and message caps; it connects on first use. Of several addresses it takes one at
+    random, and another when that one is gone; so do the retries of a call that was under way.
 
     Raises BadQuery for what is not an address, and for files of `tls` that cannot be used."""
-    options = _options(server)
+    target, options = _target(server, tls), _options(server)
     if tls is None:
-        return grpc.insecure_channel(server, options=options)
-    return grpc.secure_channel(server, tls.credentials(), options=options)
+        return grpc.insecure_channel(target, options=options)
+    return grpc.secure_channel(target, tls.credentials(), options=options)
 
 
 def open_async_channel(server: str, tls: Tls | None = None) -> grpc.aio.Channel:
     """The same for asyncio; it belongs to the running event loop."""
-    options = _options(server)
+    target, options = _target(server, tls), _options(server)
     if tls is None:
-        return grpc.aio.insecure_channel(server, options=options)
-    return grpc.aio.secure_channel(server, tls.credentials(), options=options)
+        return grpc.aio.insecure_channel(target, options=options)
+    return grpc.aio.secure_channel(target, tls.credentials(), options=options)
 
 
 def check_server(server: str, tls: Tls | None = None) -> None:
     """Raise the BadQuery that opening a channel would."""
-    _options(server)
+    _target(server, tls)
     if tls is not None:
         tls.credentials()
 
@@ -139,13 +150,43 @@ def plain_error(
             return error
 
 
+def _target(server: str, tls: Tls | None) -> str:
+    """What gRPC calls `server`. Raises BadQuery for what it could not connect with."""
+    found = addresses(server)
+    for address in found:
+        port = "0" if address.startswith("unix:") else address.rpartition(":")[2]
+        if not _ADDRESS.fullmatch(address) or int(port) > 65535:  # gRPC would take it modulo 65,536
+            raise BadQuery(f"server `{address}` is not HOST:PORT, as in 127.0.0.1:50551.")
+    if len(found) == 1:
+        return server
+    versions = {_ip_version(address) for address in found}
+    if len(versions) > 1 or not versions <= {4, 6}:
+        raise BadQuery(
+            f"servers `{server}`: several are named by IPv4 addresses, or all by IPv6 addresses, as in "
+            "10.0.0.5:50551,10.0.0.6:50551. Or give their addresses one name in DNS, and ask that."
+        )
+    if tls:
+        raise BadQuery(
+            f"servers `{server}`: over TLS a certificate is checked against one name. Give the addresses one name in "
+            "DNS that the certificate has, and ask that."
+        )
+    return f"ipv{versions.pop()}:{server}"
+
+
+def _ip_version(address: str) -> int:
+    """4 or 6; 0 for a name."""
+    try:
+        return ipaddress.ip_address(address.rpartition(":")[0].strip("[]")).version
+    except ValueError:
+        return 0
+
+
 def _options(server: str) -> list[tuple[str, str | int]]:
-    port = "0" if server.startswith("unix:") else server.rpartition(":")[2]
-    if not _ADDRESS.fullmatch(server) or int(port) > 65535:  # gRPC would take it modulo 65,536
-        raise BadQuery(f"server `{server}` is not HOST:PORT, as in 127.0.0.1:50551.")
+    found = addresses(server)
+    config = _SERVICE_CONFIG if len(found) == 1 else {**_SERVICE_CONFIG, "loadBalancingConfig": _ANY_ORDER}
     return [
         ("grpc.enable_retries", 1),
-        ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+        ("grpc.service_config", json.dumps(config)),
         ("grpc.initial_reconnect_backoff_ms", 100),  # so that a retry meets a server that has just come up
         ("grpc.max_send_message_length", MAX_REQUEST_BYTES),
         ("grpc.max_receive_message_length", MAX_REPLY_BYTES),
@@ -153,7 +194,7 @@ def _options(server: str) -> list[tuple[str, str | int]]:
         ("grpc.http2.bdp_probe", 0),
         ("grpc.compression_enabled_algorithms_bitset", 1),
         # A proxy in the environment is for the world outside, and gRPC would use it for this machine too.
-        ("grpc.enable_http_proxy", int(not server.startswith(LOOPBACK))),
+        ("grpc.enable_http_proxy", int(not all(address.startswith(LOOPBACK) for address in found))),
     ]
 
 

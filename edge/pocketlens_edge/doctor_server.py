@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import numpy as np
 from pocketlens_wire.api_key import ApiKey
-from pocketlens_wire.errors import PocketlensError, SpaceMismatch
+from pocketlens_wire.errors import BadQuery, PocketlensError, SpaceMismatch
 from pocketlens_wire.limits import MAX_TOP, MAX_WORDS_BYTES
 from pocketlens_wire.manifest import EdgeManifest
 from pocketlens_wire.tokens import Encoding, pack
@@ -23,7 +23,7 @@ from pocketlens_wire.v1.retrieval_pb2 import DescribeReply, SearchRequest
 
 from pocketlens_edge.check import Check, failed
 from pocketlens_edge.client import Client
-from pocketlens_edge.connection import LOOPBACK, Tls
+from pocketlens_edge.connection import LOOPBACK, Tls, addresses
 
 ROUNDS = 20  # of asking and answering; their median and the 19th of them are told
 MAX_CLOCK_OFFSET_S = 2.0  # beyond it, times in an outbox and a certificate's days are not to be trusted
@@ -43,6 +43,8 @@ def examine_server(
     server: str, manifest: EdgeManifest, encoder: str, *, timeout_s: float, tls: Tls | None, api_key: ApiKey | None
 ) -> list[Check]:
     """The checks, in order. encoder: the id that questions will bear."""
+    if len(several := addresses(server)) > 1:
+        return [failed("server", BadQuery(f"{server} are {len(several)} servers. Examine one at a time."))]
     try:
         with Client(
             server, token_space=manifest.token_space, encoder_id=encoder, timeout_s=timeout_s, tls=tls, api_key=api_key

@@ -42,20 +42,23 @@ def whole(tmp_path_factory):
     return home
 
 
-@pytest.mark.parametrize("harm", ["none", "missing", "foreign", "payload", "vector", "unsettled"])
-def test_a_spoilt_gallery_is_told_from_a_sound_one(whole, tmp_path, harm):
+@pytest.mark.parametrize("harm", ["none", "missing", "foreign", "payload", "vector", "zeros", "unsettled"])
+def test_a_spoilt_gallery_is_told_from_a_sound_one(whole, tmp_path, harm, monkeypatch):
     wanted = {content_id(file.read_bytes()): file.name for file in (whole / "pictures").iterdir()}
     shutil.copytree(whole / "g", tmp_path / "g")
     with EmbeddedGallery.open(tmp_path / "g") as gallery:
         (one,) = gallery.search(Search(vector=unit(gallery.dim), name="original", top=1, with_vectors=True))
         vectors = dict.fromkeys(gallery.vectors, unit(gallery.dim))
+        if harm == "zeros":
+            monkeypatch.setattr("pocketlens_cloud.gallery.embedded.check_vectors", lambda *_: None)
+            vectors = {name: 0 * vector for name, vector in vectors.items()}
         if harm == "missing":
             gallery.delete([one.id])
         elif harm == "foreign":
             gallery.upsert([Point("a" * 32, vectors, {"file": "x.jpg"})])
         elif harm == "payload":
             gallery.set_payload(one.id, {})
-        elif harm in ("vector", "unsettled"):
+        elif harm in ("vector", "zeros", "unsettled"):
             gallery.upsert([Point(one.id, vectors, one.payload)])
         if harm != "unsettled":
             gallery.settle()
@@ -77,5 +80,9 @@ def test_kills_are_counted_on_the_terminal(tmp_path, capsys):
         app(["indexing", "--kill-for", "soon"])
     assert left.value.code == 2
     page = io.StringIO()
-    print_kills(Console(file=page), {"kills": 3, "runs": 4, "finished": 1, "seconds": 9.0, "pictures": 5})
+    told = {"kills": 3, "runs": 4, "finished": 1, "seconds": 9.0, "pictures": 5}
+    print_kills(Console(file=page), {**told, "faults": {"missing": 0, "twice": 0}})
     assert page.getvalue().startswith("3 kills in 4 runs, 9 s")
+    assert "none is missing, twice." in page.getvalue()
+    print_kills(Console(file=page), {**told, "faults": {"missing": 2, "twice": 0}})
+    assert "Of 5 pictures 2 missing." in page.getvalue()

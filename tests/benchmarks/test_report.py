@@ -99,6 +99,23 @@ def serving(served: float = 95.0, beyond: float = 1.5, goodput: float = 0.95, sl
     return made | {"conditions": {**deepcopy(CARD), "sizes": sizes}}
 
 
+def chaos(errors: int = 0) -> dict:
+    row = {
+        "name": "Client", "asked": 1000, "answered": 1000 - errors, "errors": {"Unavailable": errors} if errors else {},
+        "turned_away": 0, "mixed": 0, "differing": 2, "of an unknown generation": 0, "p50_ms": 9.0, "p99_ms": 90.0,
+        "slowest_ms": 900.0,
+    }  # fmt: skip
+    facts = [
+        {"name": "servers killed", "value": 12, "must_be_zero": False},
+        {"name": "seconds", "value": 1.25, "must_be_zero": False},
+        {"name": "pictures missing", "value": 0, "must_be_zero": True},
+    ]
+    made = result(
+        "chaos", tables=[{"key": "k", "title": "Killed", "rows": [row], "facts": facts}], lost=[], left_out=[]
+    )
+    return made | {"conditions": {**deepcopy(CARD), "sizes": {"seconds": 300.0, "rate": 30.0}}}
+
+
 def plan() -> dict:
     def one(p50: float, **more) -> dict:
         return {"offered_per_s": 60.0, "achieved_per_s": 59.0, "p50_ms": p50, "p95_ms": 2 * p50, "p99_ms": 3 * p50,
@@ -277,6 +294,7 @@ EVERY = {
         start,
         load,
         serving,
+        chaos,
         plan,
         network,
         scale,
@@ -354,6 +372,14 @@ def test_a_profile_at_which_tokens_are_slower_is_named_as_lost(saved):
 
 def test_a_server_that_no_longer_keeps_up_is_named_as_lost(saved):
     assert "at 200 questions a second it no longer keeps up, 150.0 are answered" in text_of(saved(load()))
+
+
+def test_what_survived_is_counted_and_what_did_not_is_named(saved):
+    text = text_of(saved(chaos()))
+    assert "| Client | 1,000 | 0 | 2 | 0 | 9.00 | 90.0 | 900 |" in text
+    assert "| servers killed | 12 |  |" in text and "| seconds | 1.25 |  |" in text
+    assert "| pictures missing | 0 | 0 |" in text
+    assert "| 3 Unavailable | 2 |" in text_of(saved(chaos(errors=3)))
 
 
 def test_the_chosen_setting_is_marked_once(saved):

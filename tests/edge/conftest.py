@@ -254,6 +254,22 @@ def server(service: FakeService) -> Iterator[str]:
 
 
 @pytest.fixture
+def replicas() -> Iterator[list[tuple[grpc.Server, FakeService, str]]]:
+    """Two servers, each around a service of its own, and where they listen."""
+    with ThreadPoolExecutor(4) as threads:
+        made = []
+        for _ in range(2):
+            server, service = grpc.server(threads), FakeService()
+            add_RetrievalServicer_to_server(service, server)
+            port = server.add_insecure_port("127.0.0.1:0")
+            server.start()
+            made.append((server, service, f"127.0.0.1:{port}"))
+        yield made
+        for server, _, _ in made:
+            server.stop(grace=0).wait()
+
+
+@pytest.fixture
 def client(server: str) -> Iterator[Client]:
     with Client(server, token_space=TOKEN_SPACE, encoder_id=ENCODER) as client:
         yield client

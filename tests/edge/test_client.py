@@ -5,11 +5,12 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import numpy as np
 import pytest
-from pocketlens_edge.client import ATTEMPTS, ENVELOPE_BYTES, Client, open_channel
+from pocketlens_edge.client import ATTEMPTS, ENVELOPE_BYTES, Client, Tls, open_channel
 from pocketlens_edge.conditions import as_mapping, from_value, parse_filter, to_value
 from pocketlens_edge.questions import Mode, question
 from pocketlens_wire.errors import (
@@ -26,6 +27,7 @@ from pocketlens_wire.limits import MAX_TOP
 from pocketlens_wire.tokens import Encoding, unpack
 from pocketlens_wire.v1 import retrieval_pb2 as pb
 
+KEY = "plk_0123456789ab_" + "x" * 43
 EIGHT_WORDS = "make it red and put flowers in it"
 
 
@@ -256,6 +258,61 @@ def test_a_proxy_in_the_environment_is_not_for_this_machine(server, tokens, toy,
     monkeypatch.setenv("no_proxy", "")
     with Client(server, token_space=toy.token_space, encoder_id=toy.encoder_id) as client:
         assert client.search(tokens).hits
+
+
+def test_of_two_replicas_the_one_that_is_left_answers(replicas, tokens, toy):
+    both = ",".join(address for _, _, address in replicas)
+    with Client(both, token_space=toy.token_space, encoder_id=toy.encoder_id, api_key=KEY) as client:
+        client.search(tokens, "red")
+        ((server, first, _),) = [each for each in replicas if each[1].calls]
+        (second,) = [service for _, service, _ in replicas if service is not first]
+        server.stop(grace=0).wait()
+        for _ in range(3):
+            assert client.search(tokens, "red").hits
+    assert (first.calls, second.calls) == (1, 3)
+
+
+def test_a_call_under_way_when_its_replica_goes_is_asked_of_the_other(replicas, tokens, toy):
+    both = ",".join(address for _, _, address in replicas)
+    for _, service, _ in replicas:
+        service.delay_s = 0.3
+    with (
+        Client(both, token_space=toy.token_space, encoder_id=toy.encoder_id) as client,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        asked = threads.submit(client.search, tokens, "red")
+        while not (at := [each for each in replicas if each[1].calls]):
+            time.sleep(0.001)
+        at[0][0].stop(grace=0)
+        assert asked.result(10).hits
+    assert [service.calls for _, service, _ in replicas] == [1, 1]
+
+
+def test_clients_are_spread_over_replicas(replicas, tokens, toy):
+    both = ",".join(address for _, _, address in replicas)
+    for _ in range(40):  # all at one by chance: once in 5e11
+        with Client(both, token_space=toy.token_space, encoder_id=toy.encoder_id) as client:
+            client.search(tokens, "red")
+    assert all(service.calls for _, service, _ in replicas)
+
+
+@pytest.mark.parametrize(
+    ("servers", "tls", "words"),
+    [
+        ("a.example:1,b.example:1", None, "one name in DNS"),
+        ("127.0.0.1:1,[::1]:1", None, "all by IPv6"),
+        ("127.0.0.1:1,", None, "server `` is not HOST:PORT"),
+        ("127.0.0.1:1,127.0.0.1:2", Tls(), "checked against one name"),
+    ],
+)
+def test_servers_that_could_not_be_asked_as_one_are_refused(servers, tls, words):
+    with pytest.raises(BadQuery, match=words):
+        open_channel(servers, tls)
+
+
+def test_a_key_goes_unencrypted_to_no_replica_elsewhere():
+    with pytest.raises(BadQuery, match=r"10\.0\.0\.5:1: a key is not sent"):
+        Client("127.0.0.1:1,10.0.0.5:1", token_space="ts", api_key=KEY)
 
 
 @pytest.mark.parametrize("address", ["localhost", "localhost:", ":50551", "http://localhost:50551", "a b:1", ""])

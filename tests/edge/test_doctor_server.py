@@ -38,6 +38,12 @@ def test_everything_of_a_server(run, server, tells, toy):
     assert "none; the connection stays on this machine" in told
 
 
+def test_several_servers_are_examined_one_at_a_time(run, server):
+    ran = run("doctor", "--server", f"{server},{server}", "--json")
+    assert ran.code == 1
+    assert "Examine one at a time" in ran.json["checks"]["server"]["said"]
+
+
 @pytest.mark.parametrize(
     ("offset_s", "took_s", "said", "warned"),
     [

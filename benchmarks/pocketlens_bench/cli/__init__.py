@@ -11,6 +11,7 @@ from pocketlens_wire.errors import PocketlensError
 from pocketlens_bench.cli import (
     ablation,
     accuracy,
+    chaos,
     distil_pace,
     indexing,
     latency,
@@ -31,8 +32,8 @@ from pocketlens_bench.cli.root import commands
 from pocketlens_bench.command_line import remember_command
 
 __all__ = [
-    "ablation", "accuracy", "app", "distil_pace", "indexing", "latency", "load", "network", "paper", "plan", "report",
-    "robustness", "scale", "score", "serving", "start", "tokens", "zoo",
+    "ablation", "accuracy", "app", "chaos", "distil_pace", "indexing", "latency", "load", "network", "paper", "plan",
+    "report", "robustness", "scale", "score", "serving", "start", "tokens", "zoo",
 ]  # fmt: skip
 
 

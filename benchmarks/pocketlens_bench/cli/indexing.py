@@ -5,7 +5,18 @@ from typing import Annotated
 
 import typer
 
-from pocketlens_bench.cli.root import Bundle, Json, Out, Seed, check_out, commands, named_bundle, progress, tell
+from pocketlens_bench.cli.root import (
+    Bundle,
+    Json,
+    Out,
+    Seed,
+    check_out,
+    commands,
+    named_bundle,
+    progress,
+    seconds_of,
+    tell,
+)
 
 
 @commands.command()
@@ -50,7 +61,7 @@ def indexing(
     check_out(out)
     with progress() as on_progress:
         if kill_for:
-            result = kill(named_bundle(bundle), _seconds(kill_for), seed=seed, on_progress=on_progress)
+            result = kill(named_bundle(bundle), seconds_of(kill_for, "--kill-for"), seed=seed, on_progress=on_progress)
         else:
             width, height = _size(size)
             sizes = replace(QUICK if quick else FULL, width=width, height=height)
@@ -59,13 +70,8 @@ def indexing(
                 sizes=replace(sizes, pictures=pictures or sizes.pictures), seed=seed, on_progress=on_progress,
             )  # fmt: skip
     tell(result, as_json, out, print_kills if kill_for else print_indexing)
-
-
-def _seconds(text: str) -> float:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
-    if not found:
-        raise typer.BadParameter("is a time as 90s, 30m or 1h", param_hint="--kill-for")
-    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
+    if kill_for and any(result["faults"].values()):
+        raise typer.Exit(1)
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 Tables and JSON go to stdout, progress to stderr."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,6 +49,14 @@ def named_bundle(named: Path | None) -> Path:
     from pocketlens_wire.bundle import default_bundle
 
     return named or default_bundle()
+
+
+def seconds_of(text: str, option: str) -> float:
+    """Seconds of a time as 90s, 30m or 1h."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
+    if not found:
+        raise typer.BadParameter("is a time as 90s, 30m or 1h", param_hint=option)
+    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
 
 
 def check_out(out: Path | None) -> None:

@@ -33,11 +33,12 @@ def print_indexing(console: Console, result: Mapping[str, Any]) -> None:
 
 
 def print_kills(console: Console, result: Mapping[str, Any]) -> None:
+    found = [f"{count} {name}" for name, count in result["faults"].items() if count]
     _say(
         console,
         f"{result['kills']} kills in {result['runs']} runs, {result['seconds']:g} s, {result['finished']} runs came to "
-        f"their end. Of {result['pictures']} pictures none is missing, foreign, there twice, without payload or with "
-        "other vectors.",
+        f"their end. Of {result['pictures']} pictures "
+        + (f"{', '.join(found)}." if found else f"none is {', '.join(result['faults'])}."),
     )
 
 

@@ -70,7 +70,9 @@ Engines = Annotated[
         rich_help_panel="Runtime",
     ),
 ]
-Server = Annotated[str, typer.Option("--server", "-s", metavar="HOST:PORT", help="Server to ask.")]
+Server = Annotated[
+    str, typer.Option("--server", "-s", metavar="HOST:PORT", help="Server to ask; replicas as IP:PORT,IP:PORT.")
+]
 Timeout = Annotated[float, typer.Option(metavar="SECONDS", help="Deadline of the question, retries included.")]
 Text = Annotated[str, typer.Option("--text", "-t", metavar="WORDS", help="What should be different.")]
 Texts = Annotated[

@@ -2,6 +2,7 @@
 
 from pocketlens_bench.report.sections.ablation import Ablation
 from pocketlens_bench.report.sections.accuracy import Accuracy, Score
+from pocketlens_bench.report.sections.chaos import Chaos
 from pocketlens_bench.report.sections.distil import Distil
 from pocketlens_bench.report.sections.latency import Latency
 from pocketlens_bench.report.sections.load import Load
@@ -25,6 +26,7 @@ SECTIONS: tuple[Section, ...] = (
     Start(),
     Load(),
     Serving(),
+    Chaos(),
     Plan(),
     Network(),
     Scale(),
