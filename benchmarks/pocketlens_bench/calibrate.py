@@ -6,7 +6,6 @@ thread's own processor time, which others' work on the machine distorts less. Ca
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle
-from pathlib import Path
 from time import perf_counter, thread_time
 from typing import Any
 
@@ -18,10 +17,8 @@ from pocketlens_wire.v1 import retrieval_pb2 as pb
 from pocketlens_bench.serving import Asker, Split, bound_to
 from pocketlens_bench.simulate import Costs, Seconds
 
-DESCRIBE = "/pocketlens.v1.Retrieval/Describe"  # goes the way of every call and asks neither tower nor gallery
 ROUNDS = 12  # of each group of the tower's
 QUESTIONS = 300  # whose checks and searches are timed
-TICKS_S = 0.01  # of /proc's clock
 
 
 def costs_of(
@@ -118,21 +115,16 @@ def _a_run(
     return sum(took for _, took in parts) / max(1, sum(done for done, _ in parts))
 
 
-def way(asker: Asker, pid: int, seconds: float, at_once: int) -> tuple[float, float]:
+def way(asker: Asker, seconds: float, at_once: int) -> tuple[float, float]:
     """(processor seconds of the server for a call that does nothing, what is left of its time when it is alone).
 
     Linux only: the processor's time is read from /proc."""
-    calls = Asker(asker.address, asker.split, (pb.DescribeRequest().SerializeToString(),), DESCRIBE)
+    calls = asker.doing_nothing()
     alone = [one.took_s for one in calls.closed(1, seconds) if one.status == "OK"]
-    before = _processor_s(pid)
+    before = asker.server.processor_s()
     many = [one for one in calls.closed(at_once, seconds) if one.status == "OK"]
-    loop_s = (_processor_s(pid) - before) / len(many)
+    loop_s = (asker.server.processor_s() - before) / len(many)
     return loop_s, max(0.0, float(np.median(alone)) - loop_s)
-
-
-def _processor_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) * TICKS_S
 
 
 def _timed(read: Callable[[Sequence[Row]], Any], rows: Sequence[Row], clock: Callable[[], float]) -> float:

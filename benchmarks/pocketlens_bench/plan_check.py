@@ -80,10 +80,10 @@ def check(
             )
         options = ("--precision", precision, "--runs", batch.runs)
         with serving(bundle, shelf, threads=threads, more=options, processors=split.measured) as server:
-            asker = Asker(server.address, split, requests)
+            asker = Asker(server, split, requests)
             on_progress("the bare way", 1, len(sizes.shares) + 2)
             asker.closed(AT_ONCE, WARM_UP_S)
-            loop_s, way_s = way(asker, server.pid, sizes.bare_s, AT_ONCE)
+            loop_s, way_s = way(asker, sizes.bare_s, AT_ONCE)
             capacity = answered(asker.closed(AT_ONCE, sizes.bare_s)) / sizes.bare_s
             served = []
             for at, share in enumerate(sizes.shares):

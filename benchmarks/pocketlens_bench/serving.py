@@ -15,13 +15,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import cycle
 from multiprocessing import get_context
 from pathlib import Path
 from threading import Event, Thread
-from time import perf_counter
-from typing import Any, final
+from time import perf_counter, process_time
+from typing import Any, NamedTuple, final
 
 import numpy as np
 from pocketlens_cloud.compose import Composer
@@ -35,7 +35,7 @@ from pocketlens_wire.v1 import retrieval_pb2 as pb
 from pocketlens_bench.conditions import conditions, load_now
 from pocketlens_bench.latency import shelve
 from pocketlens_bench.load import SEARCH, WARM_UP_S, Outcome, Plan, arrivals, carried_out, stages
-from pocketlens_bench.server import serving
+from pocketlens_bench.server import Running, serving
 from pocketlens_bench.world import OnProgress, silently
 
 SHORTEST, LONGEST = 8, 40  # tokens of a row, begin and end among them
@@ -78,6 +78,13 @@ class Split:
     asker: tuple[int, ...]
 
 
+class Rate(NamedTuple):
+    """processor_ms: what one question cost, all threads together."""
+
+    per_s: float
+    processor_ms: float
+
+
 def measure(
     bundle: Path,
     *,
@@ -102,10 +109,10 @@ def measure(
         shelve(bundle, composed_set(queries=5, gallery=sizes.gallery), Path(folder) / "pictures", shelf, on_progress)
         options = ("--precision", precision, "--runs", limits.runs)
         with serving(bundle, shelf, threads=threads, more=options, processors=split.measured) as server:
-            asker = Asker(server.address, split, texts.requests(DISTINCT))
+            asker = Asker(server, split, texts.requests(DISTINCT))
             rates = compared(asker, composer, texts, baseline, limits, sizes, on_progress)
             on_progress("one question at a time", ROUNDS, ROUNDS + 2)
-            alone, bare_call = asker.closed(1, sizes.unloaded_s), asker.calling(DESCRIBE, sizes.unloaded_s)
+            alone, bare_call = asker.closed(1, sizes.unloaded_s), asker.doing_nothing().closed(1, sizes.unloaded_s)
             on_progress("overload", ROUNDS + 1, ROUNDS + 2)
             capacity = rates[0]["per_s"]
             calm = asker.open(SHARE * capacity, sizes.seconds, seed)
@@ -204,21 +211,35 @@ def compared(
     asker: Asker, composer: Composer, texts: Texts, baseline: str | None, limits: Limits, sizes: Sizes,
     on_progress: OnProgress,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Rates a second of the service, the bare text tower and open_clip, in turns: the mean and each round's."""
+    """Rates a second of the service, the bare text tower and open_clip, in turns: the mean and each round's. And what
+    a question cost of processors' time, which says the same of a machine whose host gives its time to others."""
     rows, words, seconds = texts.rows(DISTINCT), texts.some(DISTINCT), sizes.seconds / ROUNDS
-    found: dict[str, list[float]] = {}
+    found: dict[str, list[Rate]] = {}
     asker.closed(AT_ONCE, WARM_UP_S)
     for turn in range(ROUNDS):
         on_progress("service, bare tower and open_clip in turns", turn, ROUNDS + 2)
-        found.setdefault("served", []).append(answered(asker.closed(AT_ONCE, seconds)) / seconds)
-        bare = bare_tower(composer, rows, limits, seconds, asker.split)
-        found.setdefault("the bare text tower", []).append(bare)
+        found.setdefault("served", []).append(served(asker, seconds))
+        found.setdefault("the bare text tower", []).append(bare_tower(composer, rows, limits, seconds, asker.split))
         for name, rate in library_rates(baseline, words, seconds, asker.split).items() if baseline else ():
             found.setdefault(name, []).append(rate)
-    return [{"name": name, "per_s": float(np.mean(rates)), "rounds_per_s": rates} for name, rates in found.items()]
+    return [
+        {
+            "name": name,
+            "per_s": float(np.mean([rate.per_s for rate in rates])),
+            "rounds_per_s": [rate.per_s for rate in rates],
+            "processor_ms": float(np.mean([rate.processor_ms for rate in rates])),
+        }
+        for name, rates in found.items()
+    ]
 
 
-def bare_tower(composer: Composer, rows: Sequence[Row], limits: Limits, seconds: float, split: Split) -> float:
+def served(asker: Asker, seconds: float) -> Rate:
+    before = asker.server.processor_s()
+    done = answered(asker.closed(AT_ONCE, seconds))
+    return Rate(done / seconds, 1e3 * (asker.server.processor_s() - before) / max(done, 1))
+
+
+def bare_tower(composer: Composer, rows: Sequence[Row], limits: Limits, seconds: float, split: Split) -> Rate:
     """Rows a second that the text tower reads with nothing else to do: groups made beforehand, as many threads as the
     service has."""
     lengths = [len(row.ids) for row in rows]
@@ -239,9 +260,9 @@ def bare_tower(composer: Composer, rows: Sequence[Row], limits: Limits, seconds:
 
     with bound_to(split.measured), ThreadPoolExecutor(limits.runs) as pool:
         composer.read(groups[0])
-        began = perf_counter()
+        began, worked = perf_counter(), process_time()
         done = sum(pool.map(read, range(limits.runs)))
-        return done / (perf_counter() - began)
+        return Rate(done / (perf_counter() - began), 1e3 * (process_time() - worked) / done)
 
 
 def _grouped(lengths: Sequence[int], within: range, limits: Limits) -> Iterator[list[int]]:
@@ -251,7 +272,7 @@ def _grouped(lengths: Sequence[int], within: range, limits: Limits) -> Iterator[
         yield [here[at] for at in group]
 
 
-def library_rates(model: str, texts: Sequence[str], seconds: float, split: Split) -> dict[str, float]:
+def library_rates(model: str, texts: Sequence[str], seconds: float, split: Split) -> dict[str, Rate]:
     """Texts a second through open_clip's own `encode_text`, each padded to its context, one at a time and 32.
 
     In a process of its own, so that its threads are bound to the measured processors from the start."""
@@ -261,7 +282,7 @@ def library_rates(model: str, texts: Sequence[str], seconds: float, split: Split
     )
     if done.returncode:
         raise ServerFault(f"open_clip could not be measured: {done.stderr.strip()[-300:]}")
-    return {f"open_clip encode_text, {batch} at a time": rate for batch, rate in json.loads(done.stdout)}
+    return {f"open_clip encode_text, {batch} at a time": Rate(*rate) for batch, *rate in json.loads(done.stdout)}
 
 
 LIBRARY = """
@@ -278,10 +299,10 @@ with torch.no_grad():
     for batch in (1, 32):
         parts = tokens.split(batch)
         model.encode_text(parts[0])
-        began, done = time.perf_counter(), 0
+        began, worked, done = time.perf_counter(), time.process_time(), 0
         while time.perf_counter() - began < asked["seconds"]:
             done += len(model.encode_text(parts[done // batch % len(parts)]))
-        rates.append([batch, done / (time.perf_counter() - began)])
+        rates.append([batch, done / (time.perf_counter() - began), 1e3 * (time.process_time() - worked) / done])
 print(json.dumps(rates))
 """
 
@@ -307,20 +328,24 @@ def bound_to(processors: Sequence[int]) -> Iterator[None]:
 class Asker:
     """Carries out plans in a fresh process on its own processor, whose event loop nothing else delays."""
 
-    address: str
+    server: Running
     split: Split
     messages: tuple[bytes, ...]
     method: str = SEARCH
 
     def closed(self, at_once: int, seconds: float) -> list[Outcome]:
-        return self._carried_out(Plan(self.address, self.method, self.messages, at_once=at_once, seconds=seconds))
+        return self._carried_out(
+            Plan(self.server.address, self.method, self.messages, at_once=at_once, seconds=seconds)
+        )
 
     def open(self, rate: float, seconds: float, seed: int) -> list[Outcome]:
-        return self._carried_out(Plan(self.address, self.method, self.messages, due=arrivals(rate, seconds, seed)))
+        return self._carried_out(
+            Plan(self.server.address, self.method, self.messages, due=arrivals(rate, seconds, seed))
+        )
 
-    def calling(self, method: str, seconds: float) -> list[Outcome]:
-        """Another method, with an empty message, one call at a time."""
-        return self._carried_out(Plan(self.address, method, (b"",), at_once=1, seconds=seconds))
+    def doing_nothing(self) -> Asker:
+        """One whose calls go the way of every call and ask neither tower nor gallery."""
+        return replace(self, messages=(pb.DescribeRequest().SerializeToString(),), method=DESCRIBE)
 
     def _carried_out(self, plan: Plan) -> list[Outcome]:
         with ProcessPoolExecutor(1, get_context("spawn"), _bind, (self.split.asker,)) as pool:

@@ -14,10 +14,13 @@ QUANTILES = ("p50_ms", "p95_ms", "p99_ms")
 def print_serving(console: Console, result: Mapping[str, Any]) -> None:
     """Rates, one question alone, overload; then what they do not say and the conditions."""
     served, *others = result["rates"]
-    shown = _table(console, f"Questions a second, text tower in {result['precision']}", ["per s", "served is"])
-    shown.add_row(served["name"], f"{served['per_s']:,.1f}", "")
+    shown = _table(
+        console, f"Questions a second, text tower in {result['precision']}", ["per s", "served is", "processor ms"]
+    )
+    shown.add_row(served["name"], f"{served['per_s']:,.1f}", "", f"{served['processor_ms']:.1f}")
     for row in others:
-        shown.add_row(row["name"], f"{row['per_s']:,.1f}", f"{served['per_s'] / row['per_s']:.2f} times")
+        times = f"{served['per_s'] / row['per_s']:.2f} times"
+        shown.add_row(row["name"], f"{row['per_s']:,.1f}", times, f"{row['processor_ms']:.1f}")
     console.print(shown)
     shown = _table(console, "One question at a time, ms", ["p50", "p95", "p99"])
     for name, key in (

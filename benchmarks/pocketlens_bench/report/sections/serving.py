@@ -12,6 +12,8 @@ OVER_THE_LIBRARY = {"fp32": 6.0, "int8": 10.0}
 BEYOND_MS = 2.0  # p50 beyond tower and search, one question at a time
 OF_CAPACITY = 0.9  # answered in overload
 SLOWER = 2.0  # p99 of those answered in overload, against 70 % of capacity
+LATE_MS = 20.0
+STOLEN = 0.03
 REFUSED_MS = 20.0  # p99 of being turned away
 GROUPS = {
     "calm": "answered at 70 % of capacity",
@@ -36,9 +38,14 @@ class Serving(Section):
         )
         served = result.data["rates"].each()[0]["per_s"].number()
         yield table(
-            ["", "per second", "served is"],
+            ["", "per second", "served is", "processor ms a question"],
             (
-                [row["name"].text(), f"{_rate(row):,.1f}", "" if at == 0 else f"{served / _rate(row):.2f} times"]
+                [
+                    row["name"].text(),
+                    f"{_rate(row):,.1f}",
+                    "" if at == 0 else f"{served / _rate(row):.2f} times",
+                    f"{row['processor_ms'].number():.1f}",
+                ]
                 for at, row in enumerate(result.data["rates"].each())
             ),
         )
@@ -66,6 +73,20 @@ class Serving(Section):
         if memory := overload.get("memory_mb"):
             begin, end = memory["begin"].number(), memory["end"].number()
             yield f"Memory {begin:,.0f} MB at its beginning, {end:,.0f} at its end."
+
+    def cautions(self, result: Result) -> list[str]:
+        late, stolen = (
+            result.data["overload"].get("asker_late_p99_ms"),
+            result.conditions["machine"].get("stolen_share"),
+        )
+        said = [*super().cautions(result)]
+        if late and late.number() > LATE_MS:
+            said.append(
+                f"in overload the asker itself was up to {late.number():,.0f} ms late (p99): its times say little"
+            )
+        if stolen and stolen.number() > STOLEN:
+            said.append(f"the machine's host gave {stolen.number():.0%} of its time to others: trust ratios, not times")
+        return said
 
     def lost(self, result: Result) -> list[str]:
         return [*self._slow(result), *self._overloaded(result.data["overload"])]
