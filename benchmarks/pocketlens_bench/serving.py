@@ -34,7 +34,7 @@ from pocketlens_wire.v1 import retrieval_pb2 as pb
 
 from pocketlens_bench.conditions import conditions, load_now
 from pocketlens_bench.latency import shelve
-from pocketlens_bench.load import SEARCH, WARM_UP_S, Outcome, Plan, arrivals, carried_out, stages
+from pocketlens_bench.load import CONNECTIONS, SEARCH, WARM_UP_S, Outcome, Plan, arrivals, carried_out, stages
 from pocketlens_bench.server import serving
 from pocketlens_bench.world import OnProgress, silently
 
@@ -311,9 +311,14 @@ class Asker:
     split: Split
     messages: tuple[bytes, ...]
     method: str = SEARCH
+    connections: int = CONNECTIONS
 
     def closed(self, at_once: int, seconds: float) -> list[Outcome]:
-        return self._carried_out(Plan(self.address, self.method, self.messages, at_once=at_once, seconds=seconds))
+        return self._carried_out(
+            Plan(
+                self.address, self.method, self.messages, at_once=at_once, seconds=seconds, connections=self.connections
+            )
+        )
 
     def open(self, rate: float, seconds: float, seed: int) -> list[Outcome]:
         return self._carried_out(Plan(self.address, self.method, self.messages, due=arrivals(rate, seconds, seed)))

@@ -1,0 +1,139 @@
+"""What more worker processes bring: the same server with one, with two, and so on, in turns, on the same processors.
+
+The gallery lies on a Qdrant server, which several processes may ask; it should not share those processors. Questions
+are serving.py's. Called by cli/workers.py."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from pocketlens_cloud.compose import Composer
+
+from pocketlens_bench.conditions import conditions, load_now
+from pocketlens_bench.load import Outcome
+from pocketlens_bench.server import serving
+from pocketlens_bench.serving import DISTINCT, Asker, Split, Texts, answered, quantiles
+from pocketlens_bench.world import OnProgress, silently
+
+AT_ONCE = 64  # questions open in the closed loop
+CONNECTIONS = 32  # the kernel gives connections to workers, not questions: with few of them the shares differ much
+HONESTY = (
+    "The server remembers nothing, so every question is read by the tower. Asker and gallery run on other processors, "
+    "but on the same machine. A closed loop: the rate is what the slowest part bears, which may be asker or gallery; "
+    "where the processors named here were not busy, it was one of those."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """seconds: of each measurement; rounds: how often each number of workers has its turn."""
+
+    seconds: float = 15.0
+    rounds: int = 3
+
+
+FULL = Sizes()
+QUICK = Sizes(seconds=2.0, rounds=1)
+
+
+def measure(
+    bundle: Path,
+    gallery: Sequence[object],
+    *,
+    counts: Sequence[int] = (1, 2),
+    processors: int | None = None,
+    threads: int = 1,
+    sizes: Sizes = FULL,
+    seed: int = 0,
+    on_progress: OnProgress = silently,
+) -> dict[str, Any]:
+    """Everything `pocketlens-bench workers` says, as one JSON object; rates a second, times in ms.
+
+    gallery: options of `serve` that name it; processors: how many the server has, all but the last if None. Raises the
+    PocketlensError of whatever part fails."""
+    load, began = load_now(), perf_counter()
+    split = split_of(processors)
+    requests = Texts(Composer.load(bundle, threads=threads), seed).requests(DISTINCT)
+    turns = [count for at in range(sizes.rounds) for count in (counts if at % 2 == 0 else counts[::-1])]
+    found: dict[int, list[dict[str, Any]]] = {count: [] for count in counts}
+    for at, count in enumerate(turns):
+        on_progress(f"{count} worker{'s' * (count > 1)}", at, len(turns))
+        found[count].append(one_turn(bundle, gallery, count, split, threads, requests, sizes.seconds))
+    return {
+        "benchmark": "workers",
+        "rows": [{"workers": count, **summed_up(turns)} for count, turns in found.items()],
+        "honesty": HONESTY,
+        "conditions": conditions(
+            bundle,
+            load=load,
+            seconds=round(perf_counter() - began, 1),
+            threads={"each run of the tower": threads},
+            seeds={"questions": seed},
+            sizes={
+                **asdict(sizes), "processors_measured": len(split.measured), "processors_asking": len(split.asker),
+                "at_once": AT_ONCE, "connections": CONNECTIONS, "distinct": DISTINCT,
+            },
+        ),
+    }  # fmt: skip
+
+
+def split_of(processors: int | None) -> Split:
+    """The last processor asks, the first `processors` serve."""
+    here = tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ()
+    return Split((here[:-1] or here)[:processors], here[-1:])
+
+
+def one_turn(
+    bundle: Path, gallery: Sequence[object], count: int, split: Split, threads: int, requests: tuple[bytes, ...],
+    seconds: float,
+) -> dict[str, Any]:  # fmt: skip
+    """A server with `count` workers, asked as much as goes."""
+    more = ("--workers", count)
+    with serving(bundle, gallery, threads=threads, more=more, processors=split.measured) as server:
+        asker = Asker(server.address, split, requests, connections=CONNECTIONS)
+        asker.closed(AT_ONCE, min(2.0, seconds))  # warm up
+        family = _family(server.pid)
+        before, began = _busy_s(family), perf_counter()
+        outcomes = asker.closed(AT_ONCE, seconds)
+        took_s = perf_counter() - began
+        return {
+            "per_s": answered(outcomes) / seconds,
+            "not_answered": len(outcomes) - answered(outcomes),
+            "times": quantiles(_times(outcomes)),
+            "processors_busy": (_busy_s(family) - before) / took_s if family else None,
+            "memory_mb": sum(map(_memory_bytes, family)) / 1e6 if family else None,
+        }
+
+
+def summed_up(turns: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    rates = [turn["per_s"] for turn in turns]
+    return {"per_s": float(np.mean(rates)), "least_per_s": min(rates), "most_per_s": max(rates), "turns": list(turns)}
+
+
+def _times(outcomes: Iterable[Outcome]) -> list[float]:
+    return [1e3 * one.took_s for one in outcomes if one.status == "OK"]
+
+
+def _family(pid: int) -> list[int]:
+    """A process and its children; none where the system does not tell."""
+    children = Path(f"/proc/{pid}/task/{pid}/children")
+    return [pid, *map(int, children.read_text().split())] if children.is_file() else []
+
+
+def _busy_s(pids: Iterable[int]) -> float:
+    """Processor time that they have used."""
+    ticks = 0
+    for pid in pids:
+        user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+        ticks += int(user) + int(system)
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _memory_bytes(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
