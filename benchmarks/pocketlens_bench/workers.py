@@ -1,7 +1,8 @@
 """What more worker processes bring: the same server with one, with two, and so on, in turns, on the same processors.
 
-The gallery lies on a Qdrant server, which several processes may ask; it should not share those processors. Questions
-are serving.py's. Called by cli/workers.py."""
+The gallery lies on a Qdrant server, which several processes may ask. So that it neither bounds the rate itself nor
+takes from those processors, canned_gallery.py answers the searches. Questions are serving.py's. Called by
+cli/workers.py."""
 
 from __future__ import annotations
 
@@ -11,10 +12,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 from pocketlens_cloud.compose import Composer
 
+from pocketlens_bench.canned_gallery import canned
 from pocketlens_bench.conditions import conditions, load_now
 from pocketlens_bench.load import Outcome
 from pocketlens_bench.server import serving
@@ -24,10 +27,24 @@ from pocketlens_bench.world import OnProgress, silently
 AT_ONCE = 64  # questions open in the closed loop
 CONNECTIONS = 32  # the kernel gives connections to workers, not questions: with few of them the shares differ much
 HONESTY = (
-    "The server remembers nothing, so every question is read by the tower. Asker and gallery run on other processors, "
-    "but on the same machine. A closed loop: the rate is what the slowest part bears, which may be asker or gallery; "
-    "where the processors named here were not busy, it was one of those."
+    "The server remembers nothing, so every question is read by the tower. Every search is answered at once with the "
+    "first answer of its kind, so the gallery costs what its client costs and nothing else. Asker and gallery have a "
+    "processor each of the same machine. A closed loop: the rate is what the slowest part bears; where the server's "
+    "processors were not busy, it was the asker or the gallery."
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A gallery on a Qdrant server of this machine. url: by HTTP, as in http://127.0.0.1:6333."""
+
+    url: str
+    grpc_port: int
+    name: str
+
+    @property
+    def grpc(self) -> str:
+        return f"{urlsplit(self.url).hostname}:{self.grpc_port}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +61,7 @@ QUICK = Sizes(seconds=2.0, rounds=1)
 
 def measure(
     bundle: Path,
-    gallery: Sequence[object],
+    gallery: Place,
     *,
     counts: Sequence[int] = (1, 2),
     processors: int | None = None,
@@ -55,16 +72,18 @@ def measure(
 ) -> dict[str, Any]:
     """Everything `pocketlens-bench workers` says, as one JSON object; rates a second, times in ms.
 
-    gallery: options of `serve` that name it; processors: how many the server has, all but the last if None. Raises the
+    gallery: a live one of this bundle; processors: how many the server has, all but the last two if None. Raises the
     PocketlensError of whatever part fails."""
     load, began = load_now(), perf_counter()
-    split = split_of(processors)
+    split, beside = split_of(processors)
     requests = Texts(Composer.load(bundle, threads=threads), seed).requests(DISTINCT)
     turns = [count for at in range(sizes.rounds) for count in (counts if at % 2 == 0 else counts[::-1])]
     found: dict[int, list[dict[str, Any]]] = {count: [] for count in counts}
-    for at, count in enumerate(turns):
-        on_progress(f"{count} worker{'s' * (count > 1)}", at, len(turns))
-        found[count].append(one_turn(bundle, gallery, count, split, threads, requests, sizes.seconds))
+    with canned(gallery.grpc, beside) as port:
+        where = ("--qdrant", gallery.url, "--qdrant-grpc-port", port, "--collection", gallery.name)
+        for at, count in enumerate(turns):
+            on_progress(f"{count} worker{'s' * (count > 1)}", at, len(turns))
+            found[count].append(one_turn(bundle, where, count, split, threads, requests, sizes.seconds))
     return {
         "benchmark": "workers",
         "rows": [{"workers": count, **summed_up(turns)} for count, turns in found.items()],
@@ -83,10 +102,10 @@ def measure(
     }  # fmt: skip
 
 
-def split_of(processors: int | None) -> Split:
-    """The last processor asks, the first `processors` serve."""
+def split_of(processors: int | None) -> tuple[Split, tuple[int, ...]]:
+    """The first `processors` serve, the last asks, the one before it stands for the gallery; few are shared."""
     here = tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else ()
-    return Split((here[:-1] or here)[:processors], here[-1:])
+    return Split((here[:-2] or here)[:processors], here[-1:]), here[-2:-1] or here
 
 
 def one_turn(

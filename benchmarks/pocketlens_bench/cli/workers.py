@@ -15,7 +15,7 @@ def workers(
     bundle: Bundle = None,
     count: Annotated[list[int] | None, typer.Option(min=1, help="Workers; again for each.  [default: 1, 2]")] = None,
     processors: Annotated[
-        int | None, typer.Option(min=1, help="Processors for the server (default: all but the last).")
+        int | None, typer.Option(min=1, help="Processors for the server (default: all but the last two).")
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of one run of the text tower.")] = 1,
     quick: Annotated[bool, typer.Option("--quick", help="One short turn each: for a look.")] = False,
@@ -25,14 +25,15 @@ def workers(
 ) -> None:
     """Questions a second of a server with one worker process, with two, and so on, in turns on the same processors.
 
-    Words of 8 to 40 tokens, as in `serving`. The last processor asks; give Qdrant others than the server's.
+    Words of 8 to 40 tokens, as in `serving`. The last processor asks. Searches do not reach Qdrant but are answered at
+    once, on the processor before the last, so that the service is what is measured.
 
-    Example: pocketlens-bench workers --qdrant http://10.0.0.5:6333 --collection shop --count 1 --count 2"""
+    Example: pocketlens-bench workers --qdrant http://127.0.0.1:6333 --collection shop --count 1 --count 2"""
     from pocketlens_bench.report.console_workers import print_workers
-    from pocketlens_bench.workers import FULL, QUICK, measure
+    from pocketlens_bench.workers import FULL, QUICK, Place, measure
 
     check_out(out)
-    gallery = ("--qdrant", qdrant, "--qdrant-grpc-port", qdrant_grpc_port, "--collection", collection)
+    gallery = Place(url=qdrant, grpc_port=qdrant_grpc_port, name=collection)
     with progress() as on_progress:
         result = measure(
             named_bundle(bundle), gallery, counts=count or (1, 2), processors=processors, threads=threads,
