@@ -17,6 +17,7 @@ def workers(
     processors: Annotated[
         int | None, typer.Option(min=1, help="Processors for the server (default: all but the last two).")
     ] = None,
+    at_once: Annotated[int, typer.Option(min=1, help="Questions open at once.")] = 32,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of one run of the text tower.")] = 1,
     quick: Annotated[bool, typer.Option("--quick", help="One short turn each: for a look.")] = False,
     seed: Seed = 0,
@@ -36,7 +37,7 @@ def workers(
     gallery = Place(url=qdrant, grpc_port=qdrant_grpc_port, name=collection)
     with progress() as on_progress:
         result = measure(
-            named_bundle(bundle), gallery, counts=count or (1, 2), processors=processors, threads=threads,
+            named_bundle(bundle), gallery, counts=count or (1, 2), processors=processors, at_once=at_once, threads=threads,
             sizes=QUICK if quick else FULL, seed=seed, on_progress=on_progress,
         )  # fmt: skip
     tell(result, as_json, out, print_workers)

@@ -327,7 +327,7 @@ def say_page(asked: Settings, security: Security, bound: int) -> None:
     out.print(f"page on http{'s' if security.tls else ''}://{host}:{bound}/{shown}", markup=False, highlight=False)
 
 
-def runs_of(asked: Settings) -> int:
+def _runs(asked: Settings) -> int:
     """Runs of the text tower at once, of each worker."""
     from pocketlens_cloud.runtime import cores
 
@@ -378,7 +378,7 @@ def _run(
                 on_ready=on_ready,
                 stop=stop,
                 beside=operations.beside(page),
-                batch=limits_for(service.describe().provider, runs=runs_of(asked), kept=asked.remember),
+                batch=limits_for(service.describe().provider, runs=_runs(asked), kept=asked.remember),
                 credentials=security.tls.credentials() if security.tls else None,
                 interceptors=[*operations.interceptors, DoorInterceptor(security.door())],
                 further=[*operations.further, *further],

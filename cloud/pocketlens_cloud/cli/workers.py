@@ -54,7 +54,7 @@ def supervise(
     import asyncio
     import logging
 
-    from pocketlens_cloud.cli.serve import announced, runs_of, say_page
+    from pocketlens_cloud.cli.serve import announced, say_page
     from pocketlens_cloud.serving.workers import Supervisor, reserved
 
     with ExitStack() as held:
@@ -73,9 +73,8 @@ def supervise(
             with _telling(asked, supervisor, monitor):
                 await supervisor.run()
 
-        logging.getLogger(__name__).info(
-            "%d workers, each with a text tower in memory and %d runs of it at once", asked.workers, runs_of(asked)
-        )
+        log = logging.getLogger(__name__)
+        log.info("%d workers, each with a text tower of its own in memory", asked.workers)
         asyncio.run(keep())
 
 
