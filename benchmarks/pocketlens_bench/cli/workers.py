@@ -37,7 +37,7 @@ def workers(
     gallery = Place(url=qdrant, grpc_port=qdrant_grpc_port, name=collection)
     with progress() as on_progress:
         result = measure(
-            named_bundle(bundle), gallery, counts=count or (1, 2), processors=processors, at_once=at_once, threads=threads,
-            sizes=QUICK if quick else FULL, seed=seed, on_progress=on_progress,
+            named_bundle(bundle), gallery, counts=count or (1, 2), processors=processors, at_once=at_once,
+            threads=threads, sizes=QUICK if quick else FULL, seed=seed, on_progress=on_progress,
         )  # fmt: skip
     tell(result, as_json, out, print_workers)
