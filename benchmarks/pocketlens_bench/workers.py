@@ -25,6 +25,7 @@ from pocketlens_bench.serving import DISTINCT, Asker, Split, Texts, answered, qu
 from pocketlens_bench.world import OnProgress, silently
 
 AT_ONCE = 32  # questions open in the closed loop; more than a server does in 0.1 s are turned away and asked again
+WARM_UP_S = 2.0  # before each measurement that is longer
 CONNECTIONS = 32  # the kernel gives connections to workers, not questions: with few of them the shares differ much
 HONESTY = (
     "The server remembers nothing, so every question is read by the tower. Every search is answered at once with the "
@@ -117,7 +118,8 @@ def one_turn(
     more = ("--workers", count)
     with serving(bundle, gallery, threads=threads, more=more, processors=split.measured) as server:
         asker = Asker(server.address, split, requests, connections=CONNECTIONS)
-        asker.closed(at_once, min(2.0, seconds))  # warm up
+        if seconds > WARM_UP_S:
+            asker.closed(at_once, WARM_UP_S)
         family = _family(server.pid)
         before, began = _busy_s(family), perf_counter()
         outcomes = asker.closed(at_once, seconds)
