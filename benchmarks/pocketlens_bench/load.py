@@ -75,6 +75,7 @@ class Plan:
     due: tuple[float, ...] = ()
     at_once: int = 0
     seconds: float = 0.0
+    connections: int = CONNECTIONS
 
 
 @dataclass(frozen=True)
@@ -247,13 +248,13 @@ READ: Mapping[str, Callable[[bytes], Mapping[str, float]]] = {SEARCH: _of_tokens
 
 async def _asked(plan: Plan) -> list[Outcome]:
     options = [*UNLIMITED, ("grpc.use_local_subchannel_pool", 1)]
-    channels = [grpc.aio.insecure_channel(plan.address, options) for _ in range(CONNECTIONS)]
+    channels = [grpc.aio.insecure_channel(plan.address, options) for _ in range(plan.connections)]
     calls = cycle(
         [channel.unary_unary(plan.method, response_deserializer=READ.get(plan.method, _untold)) for channel in channels]
     )
     content = cycle(plan.messages)
     try:
-        for _ in range(CONNECTIONS):  # connect before the clock starts
+        for _ in range(plan.connections):  # connect before the clock starts
             await next(calls)(next(content), timeout=DEADLINE_S)
         if plan.at_once:
             return await _closed_loop(plan, calls, content)

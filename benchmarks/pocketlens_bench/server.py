@@ -35,13 +35,19 @@ class Running:
 
 @contextmanager
 def serving(
-    bundle: Path, gallery: Path, *, threads: int, more: Sequence[object] = (), processors: Sequence[int] = ()
+    bundle: Path,
+    gallery: Path | Sequence[object],
+    *,
+    threads: int,
+    more: Sequence[object] = (),
+    processors: Sequence[int] = (),
 ) -> Iterator[Running]:
     """`pocketlens-cloud serve` upon `gallery`, told to remember no text, since a measurement asks again.
 
-    more: further options; processors: those it may use, all if none is named. Raises ServerFault, quoting its last
-    words, if it does not come up."""
-    command = [*program(), "serve", "--gallery", gallery, "--bundle", bundle, "--port", 0, "--remember", 0, *more]
+    gallery: a folder, or the options that name one; more: further options; processors: those it may use, all if none is
+    named. Raises ServerFault, quoting its last words, if it does not come up."""
+    where = ("--gallery", gallery) if isinstance(gallery, Path) else gallery
+    command = [*program(), "serve", *where, "--bundle", bundle, "--port", 0, "--remember", 0, *more]
     with _running([*command, "--threads", threads, "--log-level", "warning"], processors) as running:
         yield running
 

@@ -34,7 +34,7 @@ from pocketlens_wire.v1 import retrieval_pb2 as pb
 
 from pocketlens_bench.conditions import conditions, load_now
 from pocketlens_bench.latency import shelve
-from pocketlens_bench.load import SEARCH, WARM_UP_S, Outcome, Plan, arrivals, carried_out, stages
+from pocketlens_bench.load import CONNECTIONS, SEARCH, WARM_UP_S, Outcome, Plan, arrivals, carried_out, stages
 from pocketlens_bench.server import Running, serving
 from pocketlens_bench.world import OnProgress, silently
 
@@ -332,10 +332,18 @@ class Asker:
     split: Split
     messages: tuple[bytes, ...]
     method: str = SEARCH
+    connections: int = CONNECTIONS
 
     def closed(self, at_once: int, seconds: float) -> list[Outcome]:
         return self._carried_out(
-            Plan(self.server.address, self.method, self.messages, at_once=at_once, seconds=seconds)
+            Plan(
+                self.server.address,
+                self.method,
+                self.messages,
+                at_once=at_once,
+                seconds=seconds,
+                connections=self.connections,
+            )  # fmt: skip
         )
 
     def open(self, rate: float, seconds: float, seed: int) -> list[Outcome]:

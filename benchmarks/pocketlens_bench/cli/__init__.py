@@ -26,6 +26,7 @@ from pocketlens_bench.cli import (
     serving,
     start,
     tokens,
+    workers,
     zoo,
 )
 from pocketlens_bench.cli.root import commands
@@ -33,7 +34,7 @@ from pocketlens_bench.command_line import remember_command
 
 __all__ = [
     "ablation", "accuracy", "app", "chaos", "distil_pace", "indexing", "latency", "load", "network", "paper", "plan",
-    "report", "robustness", "scale", "score", "serving", "start", "tokens", "zoo",
+    "report", "robustness", "scale", "score", "serving", "start", "tokens", "workers", "zoo",
 ]  # fmt: skip
 
 

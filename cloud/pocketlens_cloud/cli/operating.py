@@ -55,14 +55,14 @@ ConfigFile = Annotated[
 ]
 
 
-def start_log(asked: Settings) -> None:
+def start_log(asked: Settings, worker: int | None = None) -> None:
     from pocketlens_cloud.serving import logs
 
     if asked.log_level.upper() not in logging.getLevelNamesMapping():
         raise typer.BadParameter("use debug, info, warning or error", param_hint="--log-level")
     if asked.log_format not in logs.FORMATS:
         raise typer.BadParameter(f"use {' or '.join(logs.FORMATS)}", param_hint="--log-format")
-    logs.configure(asked.log_level, asked.log_format)
+    logs.configure(asked.log_level, asked.log_format, worker)
 
 
 def address(text: str, option: str) -> tuple[str, int]:
@@ -89,6 +89,12 @@ def monitor_of(asked: Settings) -> tuple[str, int] | None:
     return host, port
 
 
+def say_figures(asked: Settings, bound: int) -> None:
+    """Where they are told."""
+    host = (asked.metrics or "").rpartition(":")[0]
+    out.print(f"figures on http://{host}:{bound}/metrics", markup=False, highlight=False)
+
+
 def open_operations(
     asked: Settings, monitor: tuple[str, int] | None, service: "Service", composer: "Composer", gallery: "Gallery"
 ) -> "Operations":
@@ -98,16 +104,12 @@ def open_operations(
     from pocketlens_cloud.serving.operations import Operations
     from pocketlens_cloud.serving.traces import open_tracing
 
-    def on_monitor(bound: int) -> None:
-        host = (asked.metrics or "").rpartition(":")[0]
-        out.print(f"figures on http://{host}:{bound}/metrics", markup=False, highlight=False)
-
     mode = "tuned" if "tuned" in service.modes else "zero-shot"
     return Operations(
         service,
         golden_canary(asked.bundle_folder, composer.manifest, gallery, mode, asked.precision),
         tracing=open_tracing(version=version(), bundle=composer.manifest.name),
         monitor=monitor,
-        on_monitor=on_monitor,
+        on_monitor=lambda bound: say_figures(asked, bound),
         reflect=asked.reflection,
     )

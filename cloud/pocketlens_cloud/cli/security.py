@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pocketlens_cloud.cli.root import err, fail
+from pocketlens_cloud.cli.settings import Settings
 
 if TYPE_CHECKING:
     from pocketlens_cloud.serving.audit import Audit
@@ -85,27 +86,25 @@ class Security:
         return Door(keys=self.keys, audit=self.audit, allow_clear=self.insecure_listen)
 
 
-def open_security(
-    *, certificate: Path | None, key: Path | None, clients: Path | None, keys: Path | None, audit_log: str | None,
-    audit_searches: bool, insecure_listen: bool,
-) -> Security:  # fmt: skip
+def open_security(asked: Settings) -> Security:
     """What the options mean. Files that cannot be used are known here, before anything is loaded: ServerFault."""
     from pocketlens_cloud.serving.audit import Audit
     from pocketlens_cloud.serving.keys import Keys
     from pocketlens_cloud.serving.tls import ServerTls, TlsFiles
 
+    certificate, key, clients = asked.tls_cert, asked.tls_key, asked.client_ca
     if (certificate is None) != (key is None):
         raise typer.BadParameter("--tls-cert and --tls-key belong together; give both or neither")
     if clients and not certificate:
         raise typer.BadParameter("needs --tls-cert and --tls-key", param_hint="--client-ca")
-    if audit_searches and audit_log is None:
+    if asked.audit_searches and asked.audit_log is None:
         raise typer.BadParameter("needs --audit-log", param_hint="--audit-searches")
-    to = None if audit_log == "-" else Path(audit_log or "")
+    to = None if asked.audit_log == "-" else Path(asked.audit_log or "")
     return Security(
         tls=ServerTls(TlsFiles(certificate=certificate, key=key, clients=clients)) if certificate and key else None,
-        keys=Keys(keys) if keys else None,
-        audit=Audit(to, each_search=audit_searches) if audit_log is not None else None,
-        insecure_listen=insecure_listen,
+        keys=Keys(asked.keys) if asked.keys else None,
+        audit=Audit(to, each_search=asked.audit_searches) if asked.audit_log is not None else None,
+        insecure_listen=asked.insecure_listen,
     )
 
 

@@ -1,6 +1,6 @@
 """`pocketlens-cloud serve`: flags, what is opened before anything listens, signals.
 
-Where the flags' values come from besides the command line is settings.py's."""
+Where the flags' values come from besides the command line is settings.py's; several workers are workers.py's."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
@@ -37,6 +37,7 @@ from pocketlens_cloud.cli.security import (
     open_security,
 )
 from pocketlens_cloud.cli.settings import ENVIRONMENT, Settings
+from pocketlens_cloud.cli.workers import Workers, check_workers, supervise
 
 if TYPE_CHECKING:
     from pocketlens_cloud.compose import Composer
@@ -46,6 +47,9 @@ if TYPE_CHECKING:
     from pocketlens_cloud.service import Service
     from pocketlens_cloud.serving.front import Front
     from pocketlens_cloud.serving.operations import Operations
+    from pocketlens_cloud.serving.workers import Line
+
+OnReady = Callable[[int, str], None]  # with the port and what is served there
 
 
 @app.command(context_settings={"auto_envvar_prefix": ENVIRONMENT})
@@ -61,8 +65,11 @@ def serve(
     precision: Precision = "fp32",
     runs: Annotated[
         int | None,
-        typer.Option(min=1, help="Runs of the text tower at once (default: cores / threads).", show_default=False),
+        typer.Option(
+            min=1, help="Runs of the text tower at once (default: cores / threads / workers).", show_default=False
+        ),
     ] = None,
+    workers: Workers = 1,
     remember: Annotated[int, typer.Option(min=0, help="Texts whose features are kept; 0: none.")] = 20_000,
     ready_file: Annotated[
         Path | None,
@@ -122,6 +129,8 @@ def serve(
 
     pocketlens-cloud serve --qdrant http://10.0.0.5:6333 --collection shop
 
+    pocketlens-cloud serve --qdrant http://10.0.0.5:6333 --collection shop --workers 4
+
     pocketlens-cloud serve --gallery ./gallery --host 0.0.0.0 --tls-cert cert.pem --tls-key key.pem --keys keys.json
 
     pocketlens-cloud serve --config serve.toml --metrics 127.0.0.1:9464 --drain-s 5
@@ -133,49 +142,84 @@ def serve(
     asked = Settings(**{name: value for name, value in locals().items() if name != "config"})
     with plain_errors():
         start_log(asked)
-        security = open_security(
-            certificate=tls_cert,
-            key=tls_key,
-            clients=client_ca,
-            keys=keys,
-            audit_log=audit_log,
-            audit_searches=audit_searches,
-            insecure_listen=insecure_listen,
-        )
+        security = open_security(asked)
         guard_host(host, security)
         if pictures and not web:
             raise typer.BadParameter("is for the page: give --web too", param_hint="--pictures")
         page = address(web, "--web") if web else None
         if page:
             guard_host(page[0], security)
-        place = Place(
-            name=_name(gallery, qdrant, collection),
-            url=qdrant,
-            grpc_port=qdrant_grpc_port,
-            key_file=qdrant_key_file,
-            timeout_s=qdrant_timeout_s,
-            consistency=qdrant_read_consistency,
+        monitor = monitor_of(asked)
+        place = _place(asked)
+        check_workers(asked)
+        if workers == 1:
+            with announced(asked) as on_ready:
+                _serve(asked, place, security, monitor, on_ready)
+        else:
+            with security.audit or nullcontext():  # that it can be had is known; each worker opens it for itself
+                pass
+            supervise(asked, security, page, monitor)
+        err.print("stopped", markup=False)
+
+
+def _place(asked: Settings) -> Place:
+    """Where the gallery is: a directory, or a name on a server."""
+    if asked.gallery and not asked.qdrant and not asked.collection:
+        name = str(asked.gallery)
+    elif asked.qdrant and asked.collection and not asked.gallery:
+        name = asked.collection
+    else:
+        raise typer.BadParameter(
+            "name a directory with --gallery, or a server's gallery with --qdrant and --collection"
         )
-        _serve(asked, place, security, page, monitor_of(asked))
+    return Place(
+        name=name,
+        url=asked.qdrant,
+        grpc_port=asked.qdrant_grpc_port,
+        key_file=asked.qdrant_key_file,
+        timeout_s=asked.qdrant_timeout_s,
+        consistency=asked.qdrant_read_consistency,
+    )
 
 
-def _name(gallery: Path | None, qdrant: str | None, collection: str | None) -> str:
-    """What is served, of the one kind or the other."""
-    if gallery and not qdrant and not collection:
-        return str(gallery)
-    if qdrant and collection and not gallery:
-        return collection
-    raise typer.BadParameter("name a directory with --gallery, or a server's gallery with --qdrant and --collection")
+def serve_as_worker(asked: Settings, line: "Line") -> None:
+    """One of several: what it has to say goes to the supervisor, which has looked at the options before."""
+    _serve(asked, _place(asked), open_security(asked), None, lambda _, facts: line.ready(facts), line)
+
+
+@contextmanager
+def announced(asked: Settings) -> "Iterator[OnReady]":
+    """Gives what says where it is ready, on stdout and in the ready file; the file goes at the end."""
+    file = asked.ready_file
+    if file:
+        file.unlink(missing_ok=True)  # one that was killed could not
+
+    def on_ready(bound: int, facts: str) -> None:
+        at = f"[{asked.host}]:{bound}" if ":" in asked.host else f"{asked.host}:{bound}"
+        if file:
+            beside = file.with_name(f"{file.name}.new")
+            beside.write_text(at, encoding="utf-8")
+            beside.replace(file)
+        out.print(f"ready on {at}: {facts}", markup=False, highlight=False)
+
+    try:
+        yield on_ready
+    finally:
+        if file:
+            file.unlink(missing_ok=True)
 
 
 def _serve(
-    asked: Settings, place: Place, security: Security, page: tuple[str, int] | None, monitor: tuple[str, int] | None
+    asked: Settings,
+    place: Place,
+    security: Security,
+    monitor: tuple[str, int] | None,
+    on_ready: "OnReady",
+    line: "Line | None" = None,
 ) -> None:
-    """Load gallery and models side by side, then serve until told to stop."""
+    """Load gallery and models side by side, then serve until told to stop. line: to the supervisor, of a worker."""
     from concurrent.futures import ThreadPoolExecutor
 
-    if asked.ready_file:
-        asked.ready_file.unlink(missing_ok=True)  # one that was killed could not
     with ThreadPoolExecutor(2) as pool:
         opening = pool.submit(_open_gallery, place)
         loading = pool.submit(_load_composer, asked)
@@ -195,9 +239,11 @@ def _serve(
             f"gallery space {held.gallery_space}, {composer.provider}"
         )
         operations = open_operations(asked, monitor, service, composer, held)
-        beside = _page(asked, page, service, held, security, operations) if page else None
+        if line:
+            line.answer(operations.health)
+        page = _page(asked, service, held, security, operations, is_worker=line is not None) if asked.web else None
         with security.audit or nullcontext(), _writing(asked, held) if asked.writable else nullcontext(()) as further:
-            _run(asked, service, facts, operations, beside, security, further)
+            _run(asked, service, lambda bound: on_ready(bound, facts), operations, page, security, further)
 
 
 @contextmanager
@@ -245,38 +291,53 @@ def _load_composer(asked: Settings) -> "Composer":
 
 def _page(
     asked: Settings,
-    at: tuple[str, int],
     service: "Service",
     gallery: "Gallery",
     security: Security,
     operations: "Operations",
+    *,
+    is_worker: bool,
 ) -> "Callable[[Front], AbstractAsyncContextManager[None]]":
     """The gateway, opened: what it lacks is said before anything listens."""
     from pocketlens_cloud.serving import gateway
     from pocketlens_cloud.serving.thumbnails import Thumbnails
 
-    host, port = at
+    host, port = address(str(asked.web), "--web")
     thumbnails = Thumbnails(gallery, asked.pictures) if asked.pictures else None
     site = gateway.open_site(service, asked.bundle_folder, thumbnails)
 
     def on_ready(bound: int) -> None:
-        name = f"[{host}]" if ":" in host else host
-        shown = "" if asked.pictures else "; without --pictures it shows no pictures"
-        out.print(f"page on http{'s' if security.tls else ''}://{name}:{bound}/{shown}", markup=False, highlight=False)
+        if not is_worker:
+            say_page(asked, security, bound)
 
-    if security.keys:
-        err.print("note: the page has no field for a key; a proxy before it must add one", markup=False)
     encryption = security.tls.context() if security.tls else None
     door, observer = security.door(), operations.observer
     return lambda front: gateway.serving(
-        front, site, host=host, port=port, on_ready=on_ready, door=door, encryption=encryption, observer=observer
-    )
+        front, site, host=host, port=port, on_ready=on_ready, door=door, encryption=encryption, observer=observer,
+        shares=is_worker,
+    )  # fmt: skip
+
+
+def say_page(asked: Settings, security: Security, bound: int) -> None:
+    """Where the page is."""
+    host = str(asked.web).rpartition(":")[0]
+    shown = "" if asked.pictures else "; without --pictures it shows no pictures"
+    if security.keys:
+        err.print("note: the page has no field for a key; a proxy before it must add one", markup=False)
+    out.print(f"page on http{'s' if security.tls else ''}://{host}:{bound}/{shown}", markup=False, highlight=False)
+
+
+def _runs(asked: Settings) -> int:
+    """Runs of the text tower at once, of each worker."""
+    from pocketlens_cloud.runtime import cores
+
+    return asked.runs or max(1, cores() // (asked.threads * asked.workers))
 
 
 def _run(
     asked: Settings,
     service: "Service",
-    facts: str,
+    on_ready: "Callable[[int], None]",
     operations: "Operations",
     page: "Callable[[Front], AbstractAsyncContextManager[None]] | None",
     security: Security,
@@ -285,21 +346,9 @@ def _run(
     import asyncio
     import signal
 
-    from pocketlens_cloud.runtime import cores
     from pocketlens_cloud.serving import server
     from pocketlens_cloud.serving.batching import limits_for
     from pocketlens_cloud.serving.door import DoorInterceptor
-
-    ready_file = asked.ready_file
-    runs = asked.runs or max(1, cores() // asked.threads)
-
-    def on_ready(bound: int) -> None:
-        address = f"[{asked.host}]:{bound}" if ":" in asked.host else f"{asked.host}:{bound}"
-        if ready_file:
-            beside = ready_file.with_name(f"{ready_file.name}.new")
-            beside.write_text(address, encoding="utf-8")
-            beside.replace(ready_file)
-        out.print(f"ready on {address}: {facts}", markup=False, highlight=False)
 
     async def until_told() -> None:
         told, hurry, stop = asyncio.Event(), asyncio.Event(), asyncio.Event()
@@ -329,17 +378,13 @@ def _run(
                 on_ready=on_ready,
                 stop=stop,
                 beside=operations.beside(page),
-                batch=limits_for(service.describe().provider, runs=runs, kept=asked.remember),
+                batch=limits_for(service.describe().provider, runs=_runs(asked), kept=asked.remember),
                 credentials=security.tls.credentials() if security.tls else None,
                 interceptors=[*operations.interceptors, DoorInterceptor(security.door())],
                 further=[*operations.further, *further],
+                shares=asked.workers > 1,
             )
         finally:
             leaving.cancel()
 
-    try:
-        asyncio.run(until_told())
-    finally:
-        if ready_file:
-            ready_file.unlink(missing_ok=True)
-    err.print("stopped", markup=False)
+    asyncio.run(until_told())

@@ -30,6 +30,7 @@ class Settings:
     threads: int
     precision: str
     runs: int | None
+    workers: int
     remember: int
     ready_file: Path | None
     insecure_listen: bool

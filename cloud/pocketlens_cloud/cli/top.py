@@ -55,13 +55,13 @@ def top(
 
 def _looks(at: str, interval_s: float) -> Iterator["Vitals"]:
     """One after another, `interval_s` apart."""
-    from pocketlens_cloud.serving.vitals import vitals
+    from pocketlens_cloud.serving.vitals import START, vitals
 
     before: Reading | None = None
     while True:
         now = _fetch(at)
-        started = now.value("process_start_time_seconds")
-        yield vitals(now, before, uptime_s=time.time() - started if started else None)
+        started = now.each(START)
+        yield vitals(now, before, uptime_s=time.time() - min(started) if started else None)
         before = now
         time.sleep(interval_s)
 
@@ -119,7 +119,10 @@ def _screen(at: str, found: "Vitals") -> "Group":
         ("queue", f"{found.queue_rows} rows, {found.expected_wait_ms:.0f} ms to wait"),
         ("rows a run", _number(found.rows_per_run)),
         ("gallery", f"{found.pictures:,} pictures, generation {found.runs.get('generation', '?')}"),
-        ("process", f"{found.rss_bytes / 1e6:.0f} MB, {found.open_fds} descriptors"),
+        (
+            "process" if found.processes == 1 else f"{found.processes} workers",
+            f"{found.rss_bytes / 1e6:.0f} MB, {found.open_fds} descriptors",
+        ),
     ):  # fmt: skip
         facts.add_row(name, said)
     columns = (Column(f"{name} ms", justify="right") for name in ("p50", "p95", "p99"))

@@ -142,12 +142,13 @@ async def serving(
     door: Door | None = None,
     encryption: ssl.SSLContext | None = None,
     observer: Observer | None = None,
+    shares: bool = False,
 ) -> AsyncIterator[None]:
     """Serve over HTTP until left, then finish what is in flight; `on_ready` gets the port. `door`: what questions
-    pass; without `encryption` it is plain http.
+    pass; without `encryption` it is plain http; `shares`: the port, as in server.py.
 
     Raises ServerFault if the port cannot be had."""
-    with ThreadPoolExecutor(DRAWERS, "thumbnail") as pool, _listening(host, port) as bound:
+    with ThreadPoolExecutor(DRAWERS, "thumbnail") as pool, _listening(host, port, shares=shares) as bound:
         config = uvicorn.Config(
             application(front, site, pool, host=host, door=door, observer=observer),
             http=_Hurried,
@@ -399,10 +400,10 @@ def _guarded(app: ASGIApp, host: str) -> ASGIApp:
 
 
 @contextmanager
-def _listening(host: str, port: int) -> Any:
+def _listening(host: str, port: int, *, shares: bool) -> Any:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        bound = socket.create_server((host, port), family=family)
+        bound = socket.create_server((host, port), family=family, reuse_port=shares)
     except OSError as error:
         why = error.strerror or error
         raise ServerFault(f"cannot listen on {host}, port {port}: is another program there? ({why})") from error

@@ -39,7 +39,7 @@ Ask = Callable[[pb.SearchRequest, float], Awaitable[pb.SearchReply]]  # with tim
 
 @final
 class Health:
-    """What this server says of itself. Lives in one event loop; `ready`, `alive` and `why` may be read anywhere."""
+    """What this server says of itself. Lives in one event loop; `ready`, `stuck` and `why` may be read anywhere."""
 
     def __init__(self, canary: Canary, *, every_s: float = EVERY_S, on_pass: Callable[[], None] = lambda: None) -> None:
         """on_pass: called after each canary that passed, in a thread; may block, and fail as the canary itself."""
@@ -65,8 +65,10 @@ class Health:
         return not self._why
 
     @property
-    def alive(self) -> bool:
-        return time.monotonic() - self._turned < STILL_S
+    def stuck(self) -> str:
+        """Why it is beyond help; empty if it is not."""
+        still = time.monotonic() - self._turned >= STILL_S
+        return f"the event loop has not turned for {STILL_S:g} s" if still else ""
 
     def note_answer(self) -> None:
         """A question was answered: whoever is slow is not dead."""

@@ -12,12 +12,12 @@ FORMATS: Final = ("text", "json")
 TEXT: Final = "%(asctime)s %(levelname)s %(name)s:%(mark)s %(message)s"
 
 
-def configure(level: str, form: str) -> None:
-    """Log to stderr from `level` (debug, info, warning, error) on, as `form` (one of FORMATS) says.
+def configure(level: str, form: str, worker: int | None = None) -> None:
+    """Log to stderr from `level` (debug, info, warning, error) on, as `form` (one of FORMATS) says. worker: its number.
 
     Where this process logs already, that stays as it is."""
     handler = logging.StreamHandler()
-    handler.addFilter(WithCall())
+    handler.addFilter(WithCall(worker))
     handler.setFormatter(_json() if form == "json" else logging.Formatter(TEXT))
     logging.basicConfig(level=level.upper(), handlers=[handler])
 
@@ -36,11 +36,19 @@ def _json() -> logging.Formatter:
 
 
 class WithCall(logging.Filter):
-    """Adds the current call's ids to a record; lets every record pass."""
+    """Adds the worker's number and the current call's ids to a record; lets every record pass."""
+
+    def __init__(self, worker: int | None = None) -> None:
+        super().__init__()
+        self._worker = worker
 
     def filter(self, record: logging.LogRecord) -> bool:
         call = CURRENT.get()
-        record.mark = f" [{call.request_id}]" if call else ""
+        mark = f" [{call.request_id}]" if call else ""
+        if self._worker is not None:
+            record.worker = self._worker
+            mark = f" worker {self._worker}:{mark}"
+        record.mark = mark
         if call:
             record.request_id = call.request_id
             if call.trace_id:

@@ -4,7 +4,7 @@ Owns names, labels and buckets; docs/operations.md explains them. Label sets are
 wrote. Figures belong to the process and are kept from its start; nothing here knows of gRPC or of who reads them. The
 only file that imports prometheus_client."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from pocketlens_wire.errors import STATUS_OF
@@ -22,7 +22,7 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import CounterMetricFamily
+from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
@@ -170,6 +170,34 @@ def say_what_runs(facts: pb.DescribeReply) -> None:
 def exposition() -> bytes:
     """All figures in Prometheus's text form (CONTENT_TYPE)."""
     return generate_latest(_registry)
+
+
+def collected() -> list[Metric]:
+    """The same as values, to be told by another process."""
+    return list(_registry.collect())
+
+
+def joined(told: Mapping[int, Sequence[Metric]]) -> bytes:
+    """What several workers collected, by their numbers, as one exposition. Each series keeps its worker's number as a
+    label: summed up, a counter would fall whenever a worker is started again."""
+    whole: dict[str, Metric] = {}
+    for worker, families in told.items():
+        for family in families:
+            into = whole.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+            into.samples += [
+                sample._replace(labels={**sample.labels, "worker": str(worker)}) for sample in family.samples
+            ]
+    return generate_latest(_Collected(whole.values()))  # pyright: ignore[reportArgumentType]
+
+
+class _Collected:
+    """Stands for a registry."""
+
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
 
 
 def read(text: str) -> Iterator[tuple[str, dict[str, str], float]]:

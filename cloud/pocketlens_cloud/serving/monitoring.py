@@ -8,27 +8,42 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from socketserver import TCPServer, ThreadingMixIn
 from threading import Thread
-from typing import Any, Final
+from typing import Any, Final, Protocol
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from pocketlens_wire.errors import ServerFault
 
 from pocketlens_cloud.serving import metrics
-from pocketlens_cloud.serving.health import STILL_S, Health
 
 SILENCE_S: Final = 5.0  # for a client that says nothing
 Answer = tuple[str, str, bytes]  # status, content type, body
 
 
+class State(Protocol):
+    """Of a server, or of several workers together; each a sentence, or empty. Asked from threads."""
+
+    @property
+    def why(self) -> str:
+        """It is not ready."""
+        ...
+
+    @property
+    def stuck(self) -> str:
+        """It is beyond help."""
+        ...
+
+
 @contextmanager
-def listening(health: Health, *, host: str, port: int) -> Iterator[int]:
+def listening(
+    state: State, *, host: str, port: int, figures: Callable[[], bytes] = metrics.exposition
+) -> Iterator[int]:
     """Answer until left; gives the port. Raises ServerFault if it cannot be had."""
     try:
         server = _Server((host, port), _Handler)
     except OSError as error:
         why = error.strerror or error
         raise ServerFault(f"cannot listen on {host}, port {port}: is another program there? ({why})") from error
-    server.set_app(_application(health))
+    server.set_app(_application(state, figures))
     thread = Thread(target=server.serve_forever, name="monitoring", daemon=True)
     thread.start()
     try:
@@ -39,12 +54,14 @@ def listening(health: Health, *, host: str, port: int) -> Iterator[int]:
         thread.join()
 
 
-def _application(health: Health) -> Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]:
+def _application(
+    state: State, figures: Callable[[], bytes]
+) -> Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]:
     """The WSGI application."""
     routes: dict[str, Callable[[], Answer]] = {
-        "/metrics": lambda: ("200 OK", metrics.CONTENT_TYPE, metrics.exposition()),
-        "/healthz": lambda: _said("" if health.alive else f"the event loop has not turned for {STILL_S:g} s"),
-        "/readyz": lambda: _said(health.why),
+        "/metrics": lambda: ("200 OK", metrics.CONTENT_TYPE, figures()),
+        "/healthz": lambda: _said(state.stuck),
+        "/readyz": lambda: _said(state.why),
     }
 
     def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:

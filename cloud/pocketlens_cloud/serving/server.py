@@ -46,7 +46,6 @@ OPTIONS: Final = [
     ("grpc.server_handshake_timeout_ms", 2000),  # the default holds a silent client for 120 s
     ("grpc.max_concurrent_streams", MAX_STREAMS),
     ("grpc.max_connection_age_ms", 3_600_000),  # then a device connects anew, and shows its certificate again
-    ("grpc.so_reuseport", 0),  # a second server on the port must fail, not share it
 ]
 
 BATCH: Final = Limits()
@@ -76,19 +75,22 @@ async def run(
     interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
     further: Sequence[Callable[[grpc.aio.Server], None]] = (),
     batch: Limits = BATCH,
+    shares: bool = False,
 ) -> None:
     """Serve until `stop` is set, then take no new calls, finish those in flight, return.
 
     `port` 0 lets the system choose; `on_ready` gets the port it is. `beside`: what else answers from the same
     front in the meantime, entered before and left after (gateway.py). `credentials`: without them nothing is encrypted;
     `interceptors`: what every call passes, outermost first, unless the house is full; `further`: each adds a service of
-    its own; `batch`: what is read together. Raises ServerFault if the port cannot be had."""
+    its own; `batch`: what is read together; `shares`: the port, with others that do (workers.py): else a second server
+    on it fails. Raises ServerFault if the port cannot be had."""
     require_upb()
     with ThreadPoolExecutor(HANDS, "hand") as hands, ThreadPoolExecutor(batch.runs, "tower") as readers:
         front = Front(service, hands, readers, batch)
         async with beside(front) if beside else nullcontext():
             passed = (_Turnstile(front), *interceptors)
-            server = grpc.aio.server(interceptors=passed, options=OPTIONS, maximum_concurrent_rpcs=MAX_CALLS)
+            options = [*OPTIONS, ("grpc.so_reuseport", int(shares))]
+            server = grpc.aio.server(interceptors=passed, options=options, maximum_concurrent_rpcs=MAX_CALLS)
             server.add_generic_rpc_handlers([_handlers(front)])
             for add in further:
                 add(server)

@@ -12,6 +12,7 @@ from pocketlens_cloud.serving import metrics
 
 Labels = frozenset[tuple[str, str]]
 QUANTILES = (0.5, 0.95, 0.99)
+START = "process_start_time_seconds"
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,10 @@ class Reading:
     def value(self, name: str) -> float:
         """The sum of a figure over its labels; 0 where there is none."""
         return sum(self.figures.get(name, {}).values())
+
+    def each(self, name: str) -> list[float]:
+        """The values of a figure: of several workers each has its own; empty where there is none."""
+        return list(self.figures.get(name, {}).values())
 
     def labels(self, name: str) -> dict[str, str]:
         """The labels of a figure that stands once, such as an info."""
@@ -38,6 +43,7 @@ class Vitals:
     over_s: float | None
     since_start: bool
     healthy: bool
+    processes: int  # workers, or 1
     asked_per_s: float | None
     shed_per_s: float | None
     failed_per_s: float | None
@@ -65,7 +71,7 @@ def reading(text: str, at_s: float) -> Reading:
 
 def vitals(now: Reading, before: Reading | None, *, uptime_s: float | None = None) -> Vitals:
     """What happened between `before` and `now`, or since the start, `uptime_s` seconds ago."""
-    if before and now.value("pocketlens_requests_total") < before.value("pocketlens_requests_total"):
+    if before and now.each(START) and not set(before.each(START)) & set(now.each(START)):
         before = None  # another process answers there now
     over_s = now.at_s - before.at_s if before else uptime_s
     ended = _ended(now, before)
@@ -78,7 +84,8 @@ def vitals(now: Reading, before: Reading | None, *, uptime_s: float | None = Non
     return Vitals(
         over_s=over_s,
         since_start=before is None,
-        healthy=now.value("pocketlens_healthy") == 1,
+        healthy=all(now.each("pocketlens_healthy")),
+        processes=len(now.each("pocketlens_healthy")),
         asked_per_s=rate(),
         shed_per_s=rate("Overloaded"),
         failed_per_s=rate("ServerFault", "GalleryError"),
@@ -86,9 +93,9 @@ def vitals(now: Reading, before: Reading | None, *, uptime_s: float | None = Non
         stages_ms={stage: _quantiles(now, before, stage) for stage in metrics.STAGES},
         in_flight=int(now.value("pocketlens_calls_in_flight")),
         queue_rows=int(now.value("pocketlens_queue_depth")),
-        expected_wait_ms=1e3 * now.value("pocketlens_expected_wait_seconds"),
+        expected_wait_ms=1e3 * max(now.each("pocketlens_expected_wait_seconds"), default=0.0),
         rows_per_run=_grown(now, before, "pocketlens_batch_rows_sum") / runs if runs else None,
-        pictures=int(now.value("pocketlens_gallery_pictures")),
+        pictures=int(max(now.each("pocketlens_gallery_pictures"), default=0.0)),
         rss_bytes=int(now.value("process_resident_memory_bytes")),
         open_fds=int(now.value("process_open_fds")),
         runs=now.labels("pocketlens_build_info") | now.labels("pocketlens_gallery_info"),
@@ -112,23 +119,29 @@ def quantile(wanted: float, buckets: Iterable[tuple[float, float]]) -> float | N
 
 def _ended(now: Reading, before: Reading | None) -> dict[str, int]:
     ended: dict[str, int] = defaultdict(int)
-    name = "pocketlens_requests_total"
-    for labels, count in now.figures.get(name, {}).items():
-        ended[dict(labels)["kind"]] += int(count - (before.figures.get(name, {}).get(labels, 0.0) if before else 0.0))
+    for labels, count in _growth(now, before, "pocketlens_requests_total").items():
+        ended[dict(labels)["kind"]] += int(count)
     return {kind: count for kind, count in sorted(ended.items()) if count}
 
 
 def _grown(now: Reading, before: Reading | None, name: str) -> float:
-    return now.value(name) - (before.value(name) if before else 0.0)
+    return sum(_growth(now, before, name).values())
+
+
+def _growth(now: Reading, before: Reading | None, name: str) -> dict[Labels, float]:
+    """How much each series of a counter grew; one that fell, of a worker that was started again, grew from 0."""
+    past = before.figures.get(name, {}) if before else {}
+    return {
+        labels: count - past.get(labels, 0.0) if count >= past.get(labels, 0.0) else count
+        for labels, count in now.figures.get(name, {}).items()
+    }
 
 
 def _quantiles(now: Reading, before: Reading | None, stage: str) -> dict[str, float | None]:
-    name = "pocketlens_stage_seconds_bucket"
-    buckets: list[tuple[float, float]] = []
-    for labels, count in now.figures.get(name, {}).items():
+    buckets: dict[float, float] = defaultdict(float)
+    for labels, count in _growth(now, before, "pocketlens_stage_seconds_bucket").items():
         said = dict(labels)
         if said["stage"] == stage:
-            past = before.figures.get(name, {}).get(labels, 0.0) if before else 0.0
-            buckets.append((float(said["le"]), count - past))
-    found = {f"p{100 * wanted:.0f}": quantile(wanted, buckets) for wanted in QUANTILES}
+            buckets[float(said["le"])] += count
+    found = {f"p{100 * wanted:.0f}": quantile(wanted, buckets.items()) for wanted in QUANTILES}
     return {name: None if value is None else round(1e3 * value, 3) for name, value in found.items()}
