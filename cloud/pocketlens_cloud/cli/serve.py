@@ -223,18 +223,14 @@ def _writing(asked: Settings, gallery: "Gallery") -> "Iterator[Sequence[Callable
 
 def _open_gallery(place: Place) -> "EmbeddedGallery | FollowingGallery":
     """A gallery by itself, or the live version of one that has versions, followed."""
-    from pocketlens_cloud.gallery.embedded import EmbeddedGallery
-    from pocketlens_cloud.gallery.folder import FolderVersions, is_versioned
-    from pocketlens_cloud.gallery.following import FollowingGallery
-
     if place.url is not None:
         from pocketlens_cloud.gallery.collections import CollectionVersions
+        from pocketlens_cloud.gallery.following import FollowingGallery
 
         return FollowingGallery(CollectionVersions(place.server(), place.name)).start()
-    path = Path(place.name)
-    if is_versioned(path):
-        return FollowingGallery(FolderVersions(path)).start()
-    return EmbeddedGallery.open(path)
+    from pocketlens_cloud.gallery.folder import open_gallery
+
+    return open_gallery(Path(place.name))
 
 
 def _load_composer(asked: Settings) -> "Composer":
