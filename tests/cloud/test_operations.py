@@ -3,6 +3,7 @@
 import asyncio
 import math
 import re
+import shutil
 import threading
 import time
 import urllib.error
@@ -19,7 +20,11 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from pocketlens_cloud.bundle import open_cloud_half
+from pocketlens_cloud.gallery.embedded import EmbeddedGallery
+from pocketlens_cloud.indexing.writing import Writer
 from pocketlens_cloud.runtime import Graph
+from pocketlens_cloud.service import Service
 from pocketlens_cloud.serving import health, metrics, vitals
 from pocketlens_cloud.serving.calls import parent_of
 from pocketlens_cloud.serving.canary import golden_canary
@@ -60,10 +65,14 @@ class Operated:
 
 
 @contextmanager
-def operated(service, toy, gallery, serve, **given: Any) -> Iterator[Operated]:
+def operated(
+    service, toy, gallery, serve, writes: Callable[[], None] | None = None, **given: Any
+) -> Iterator[Operated]:
     ports: list[int] = []
     canary = golden_canary(toy.bundle, service._composer.manifest, gallery, "tuned", "fp32")
     operations = Operations(service, canary, monitor=("127.0.0.1", 0), on_monitor=ports.append, **given)
+    if writes:
+        operations.health.watch_writing(writes)
     with serve(
         service, beside=operations.beside(), interceptors=operations.interceptors, further=operations.further
     ) as running:
@@ -152,6 +161,31 @@ def test_a_server_that_cannot_answer_from_the_start_is_never_healthy(service, to
     with poisoned("wrong", monkeypatch), operated(service, toy, gallery, serve) as found:
         assert found.check() == NOT_SERVING
         assert "score" in found.get("/readyz")[1]
+
+
+def test_health_of_the_service_that_writes_is_earned_by_writing(watched, toy, composer, indexed, serve, tmp_path):
+    assert watched.check(health.WRITING) == NOT_SERVING  # nothing can be written there
+    shutil.copytree(indexed, tmp_path / "g", ignore=shutil.ignore_patterns("gallery.lock"))
+    with EmbeddedGallery.open(tmp_path / "g") as gallery:
+        writer = Writer(gallery, *open_cloud_half(toy.bundle))
+        disk_is_full = threading.Event()
+
+        def probe() -> None:
+            if disk_is_full.is_set():
+                raise OSError("no space left on device")
+            writer.probe()
+
+        with operated(Service(composer, gallery), toy, gallery, serve, writes=probe, canary_every_s=0.26) as found:
+            services = (*health.SERVICES, health.WRITING)
+            assert [found.check(name) for name in services] == [SERVING] * 3
+            disk_is_full.set()
+            wait_for(lambda: found.check(health.WRITING) == NOT_SERVING)
+            assert [found.check(name) for name in health.SERVICES] == [SERVING] * 2  # who searches is served on
+            disk_is_full.clear()
+            wait_for(lambda: found.check(health.WRITING) == SERVING)
+            gallery.close()
+            wait_for(lambda: found.check(health.WRITING) == NOT_SERVING)
+        writer._decoder.close()
 
 
 # --- the end

@@ -196,12 +196,15 @@ def _serve(
         )
         operations = open_operations(asked, monitor, service, composer, held)
         beside = _page(asked, page, service, held, security, operations) if page else None
-        with security.audit or nullcontext(), _writing(asked, held) if asked.writable else nullcontext(()) as further:
+        writing = _writing(asked, held, operations) if asked.writable else nullcontext(())
+        with security.audit or nullcontext(), writing as further:
             _run(asked, service, facts, operations, beside, security, further)
 
 
 @contextmanager
-def _writing(asked: Settings, gallery: "Gallery") -> "Iterator[Sequence[Callable[[Any], None]]]":
+def _writing(
+    asked: Settings, gallery: "Gallery", operations: "Operations"
+) -> "Iterator[Sequence[Callable[[Any], None]]]":
     """What adds pocketlens.v1.Gallery to a server; the gallery is settled afterwards. Raises GalleryError."""
     from pocketlens_wire.errors import GalleryError
 
@@ -214,7 +217,9 @@ def _writing(asked: Settings, gallery: "Gallery") -> "Iterator[Sequence[Callable
         raise GalleryError(
             f"{gallery.title} has versions, and a live one is not changed: build another, or serve without --writable"
         )
-    service = WritingService(Writer(gallery, *open_cloud_half(asked.bundle_folder), threads=asked.threads))
+    writer = Writer(gallery, *open_cloud_half(asked.bundle_folder), threads=asked.threads)
+    service = WritingService(writer)
+    operations.health.watch_writing(writer.probe)
     try:
         yield [service.register]
     finally:
