@@ -265,8 +265,6 @@ def _page(
         shown = "" if asked.pictures else "; without --pictures it shows no pictures"
         out.print(f"page on http{'s' if security.tls else ''}://{name}:{bound}/{shown}", markup=False, highlight=False)
 
-    if security.keys:
-        err.print("note: the page has no field for a key; a proxy before it must add one", markup=False)
     encryption = security.tls.context() if security.tls else None
     door, observer = security.door(), operations.observer
     return lambda front: gateway.serving(
