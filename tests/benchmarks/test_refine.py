@@ -3,6 +3,7 @@
 import copy
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -118,6 +119,39 @@ def test_it_says_where_it_loses(result, tmp_path):
         now = lost()
         assert len(now) > before
         assert said in " ".join(now)
+
+
+ROOT = Path(__file__).parents[2]
+WAYS = {
+    "words alone": "words alone", 'the text ", not on grass" joined to them': "joined as text",
+    "-0.5, beside the picture (PDV)": "-0.5, PDV", "-1, beside the picture (PDV)": "-1, PDV",
+    "**-0.5**": "-0.5", "**-1**": "-1", "**-2**": "-2",
+}  # fmt: skip
+
+
+def test_the_documents_quote_what_was_measured():
+    kept = json.loads((ROOT / "benchmarks" / "results" / "sample-refine.json").read_text())
+    about, seen = "", 0
+    for line in (ROOT / "docs" / "converse.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("| ").split("|")] if line.startswith("|") else []
+        cells = ["", *cells] if len(cells) == 4 and cells[0] in WAYS else cells
+        if len(cells) != 5 or cells[1] not in WAYS:
+            continue
+        about = {"": about, "ground": "background"}.get(cells[0], cells[0])
+        for mode, place in (("zero-shot", 0), ("tuned", 1)):
+            rows = {row["name"]: row for row in table(kept, f"away, {mode}")["rows"]}
+            row = rows[f"{about}: {WAYS[cells[1]]}"]
+            quoted = [int(cell.split(" / ")[place]) for cell in cells[2:]]
+            assert quoted == [round(row[name]["value"]) for name in refine.METRICS], line
+            seen += 1
+    assert seen == 40  # rows of the table, in two modes
+    text = (ROOT / "docs" / "gallery.md").read_text()
+    for key in ("composed, tuned", "composed, zero-shot", "sketch, tuned", "sketch, zero-shot"):
+        for row in table(kept, f"re-ranking, {key}")["differences"]:
+            figure = row["mAP@10"]
+            digits = 2 if row["of"] == "default" else 1
+            wanted = "{value:.{d}f} ({low:.{d}f} to {high:.{d}f})".format(d=digits, **figure)
+            assert wanted in text
 
 
 def test_the_result_is_json_and_readable(result, tmp_path):
