@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ATTEMPTS", "ENVELOPE_BYTES", "Answer", "Answerer", "AsyncClient", "Client", "Hit", "Tls", "open_channel"]
 
+GOODBYE_S = 0.5  # for a server to end a conversation that its client has ended
+
 Request = TypeVar("Request")
 Reply = TypeVar("Reply")
 
@@ -373,11 +375,20 @@ class _Remote:
         return self._call(self._stub.Describe, request)
 
     def converse(self, messages: Iterable[pb.ConverseRequest]) -> Generator[pb.ConverseReply]:
-        """Each reply must come within the deadline of a question; a conversation as a whole has none."""
+        """Each reply must come within the deadline of a question; a conversation as a whole has none.
+
+        Closed after `messages` has ended, it gives the server time to end the call: one that is cancelled counts as
+        given up there."""
         call: Any = self._stub.Converse(iter(messages), metadata=self._metadata)
+        ended = threading.Event()
+        if not call.add_callback(ended.set):
+            ended.set()  # it is over already
         try:
             while True:
                 yield self._within_deadline(call)
+        except GeneratorExit:
+            ended.wait(GOODBYE_S)
+            raise
         finally:
             call.cancel()
 
@@ -550,7 +561,16 @@ class _AsyncRemoteLine:
         return reply
 
     async def close(self) -> None:
-        if self._call:
+        if not self._call:
+            return
+        try:
+            async with asyncio.timeout(GOODBYE_S):
+                if not self._call.done():
+                    await self._call.done_writing()
+                    await self._call.code()  # the server's end of it
+        except (TimeoutError, asyncio.InvalidStateError):  # the latter: over meanwhile
+            pass
+        finally:
             self._call.cancel()
 
 

@@ -29,6 +29,7 @@ from pocketlens_cloud.serving import health, metrics, vitals
 from pocketlens_cloud.serving.calls import parent_of
 from pocketlens_cloud.serving.canary import golden_canary
 from pocketlens_cloud.serving.operations import Operations
+from pocketlens_edge import AsyncClient, Client
 from pocketlens_wire.tokens import Encoding, pack
 from pocketlens_wire.v1 import retrieval_pb2 as pb
 from pocketlens_wire.v1.retrieval_pb2_grpc import RetrievalStub
@@ -270,6 +271,40 @@ def test_figures_add_up_to_what_was_asked(watched, toy, monkeypatch):
     assert after["pocketlens_batch_rows_sum"] - before["pocketlens_batch_rows_sum"] > 7
     assert after["pocketlens_gallery_pictures"] == 40
     assert after["process_resident_memory_bytes"] > 1e7
+
+
+def test_a_conversation_that_its_client_ends_is_counted_as_ended_well(watched, toy):
+    """Ended by half-closing, as our clients do that are done; who cancels is counted as such."""
+    stub, address = watched.running.stub, watched.running.address
+    before = watched.figures()
+    messages = [pb.ConverseRequest(open=question(toy)), pb.ConverseRequest(turn=pb.Turn(top=3))]
+    assert len(list(stub.Converse(iter(messages), timeout=10))) == 2
+    with Client(address, token_space=toy.token_space) as client, client.converse(client.question(None, "a")) as talk:
+        talk.say("red")
+
+    async def talking() -> None:
+        async with (
+            AsyncClient(address, token_space=toy.token_space) as client,
+            client.converse(client.question(None, "a")) as talk,
+        ):
+            await talk.say("red")
+
+    asyncio.run(talking())
+    wait_for(lambda: watched.figures()["pocketlens_calls_in_flight"] == 0)
+    said = threading.Event()
+
+    def silent_after_one() -> Iterator[pb.ConverseRequest]:
+        yield messages[0]
+        said.wait(10)
+
+    left = stub.Converse(silent_after_one(), timeout=10)
+    next(left)
+    left.cancel()
+    wait_for(lambda: watched.figures()["pocketlens_calls_in_flight"] == 0)
+    said.set()
+    after, name = watched.figures(), "pocketlens_requests_total kind={} method=Converse via=grpc"
+    counted = {kind: after[name.format(kind)] - before[name.format(kind)] for kind in metrics.KINDS}
+    assert {kind: count for kind, count in counted.items() if count} == {"OK": 3, "Cancelled": 1}
 
 
 @contextmanager
