@@ -274,6 +274,16 @@ def test_doctor_and_searches_on_the_device_take_the_live_version(shop, few, toy)
         assert here.search(toy.request()).generation == generation
 
 
+@pytest.mark.parametrize("at", [("--gallery",), ("--qdrant", "http://127.0.0.1:9", "--collection")])
+def test_a_versioned_gallery_is_not_written_to_and_the_next_step_is_named(shop, at):
+    """Before a model is loaded: the bundle is not even looked for."""
+    ran = CliRunner().invoke(app, ["serve", *at, shop.title, "--writable", "--bundle", "nowhere", "--port", "0"])
+    said = " ".join(ran.stderr.split())
+    assert ran.exit_code == 2
+    for words in ("--writable is only for a gallery by itself", "gallery build", "`gallery promote`", "index"):
+        assert words in said
+
+
 def test_a_version_that_is_open_is_neither_dropped_nor_copied(shop):
     gallery = shop.open("v0001")
     for refused in (lambda: shop.remove("v0001"), lambda: shop.save("v0001", None)):

@@ -174,6 +174,8 @@ def _serve(
     """Load gallery and models side by side, then serve until told to stop."""
     from concurrent.futures import ThreadPoolExecutor
 
+    if asked.writable:
+        _refuse_versions(place)  # before models are loaded
     if asked.ready_file:
         asked.ready_file.unlink(missing_ok=True)  # one that was killed could not
     with ThreadPoolExecutor(2) as pool:
@@ -205,18 +207,11 @@ def _serve(
 def _writing(
     asked: Settings, gallery: "Gallery", operations: "Operations"
 ) -> "Iterator[Sequence[Callable[[Any], None]]]":
-    """What adds pocketlens.v1.Gallery to a server; the gallery is settled afterwards. Raises GalleryError."""
-    from pocketlens_wire.errors import GalleryError
-
+    """What adds pocketlens.v1.Gallery to a server; the gallery is settled afterwards."""
     from pocketlens_cloud.bundle import open_cloud_half
-    from pocketlens_cloud.gallery.following import FollowingGallery
     from pocketlens_cloud.indexing.writing import Writer
     from pocketlens_cloud.serving.writing import WritingService
 
-    if isinstance(gallery, FollowingGallery):
-        raise GalleryError(
-            f"{gallery.title} has versions, and a live one is not changed: build another, or serve without --writable"
-        )
     writer = Writer(gallery, *open_cloud_half(asked.bundle_folder), threads=asked.threads)
     service = WritingService(writer)
     operations.health.watch_writing(writer.probe)
@@ -224,6 +219,23 @@ def _writing(
         yield [service.register]
     finally:
         service.close()
+
+
+def _refuse_versions(place: Place) -> None:
+    """What is verified and promoted stays as it is: else a rollback would lose what was added. Raises GalleryError."""
+    from pocketlens_wire.errors import GalleryError
+
+    from pocketlens_cloud.gallery.folder import is_versioned
+
+    if place.url is None and not is_versioned(Path(place.name)):
+        return
+    at = f" --qdrant {place.url}" if place.url else ""
+    raise GalleryError(
+        f"{place.name} has versions, and the live one is not changed, so --writable is only for a gallery by itself. "
+        f"Put the pictures into a folder and build the next version from it, while this one is served: "
+        f"`pocketlens-cloud gallery build {place.name} DIR{at}`, then `gallery verify` and `gallery promote`; a server "
+        "without --writable follows at once. For a gallery that callers add to, make one with `pocketlens-cloud index`"
+    )
 
 
 def _open_gallery(place: Place) -> "EmbeddedGallery | FollowingGallery":
