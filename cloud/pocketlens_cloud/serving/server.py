@@ -129,13 +129,13 @@ def _handlers(front: Front) -> grpc.GenericRpcHandler:
     }
     unary = {
         name: grpc.unary_unary_rpc_method_handler(
-            _answering(method), request_deserializer=_reader(request), response_serializer=_written
+            answering(method), request_deserializer=reader(request), response_serializer=_written
         )
         for name, (request, method) in methods.items()
     }
     converse = grpc.stream_stream_rpc_method_handler(
         _answering_many(_conversing(front)),
-        request_deserializer=_reader(pb.ConverseRequest),
+        request_deserializer=reader(pb.ConverseRequest),
         response_serializer=_written,
     )
     return grpc.method_handlers_generic_handler(_SERVICE, {**unary, "Converse": converse})
@@ -190,7 +190,7 @@ def _conversing(front: Front) -> Callable[[Any], AsyncIterator[Message]]:
     return converse
 
 
-def _reader(kind: type[Message]) -> Callable[[bytes], Message | _Malformed]:
+def reader(kind: type[Message]) -> Callable[[bytes], Message | _Malformed]:
     """A deserialiser that never raises: gRPC would answer INTERNAL, and the fault is the client's."""
 
     def read(data: bytes) -> Message | _Malformed:
@@ -202,7 +202,7 @@ def _reader(kind: type[Message]) -> Callable[[bytes], Message | _Malformed]:
     return read
 
 
-def _answering(
+def answering(
     method: Callable[[Any, Any], Awaitable[_Reply]],
 ) -> Callable[[Any, Any], Awaitable[_Reply]]:
     """`method` within the error boundary."""
