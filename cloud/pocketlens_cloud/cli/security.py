@@ -90,28 +90,44 @@ def open_security(
     audit_searches: bool, insecure_listen: bool,
 ) -> Security:  # fmt: skip
     """What the options mean. Files that cannot be used are known here, before anything is loaded: ServerFault."""
-    from pocketlens_cloud.serving.audit import Audit
-    from pocketlens_cloud.serving.keys import Keys
-    from pocketlens_cloud.serving.tls import ServerTls, TlsFiles
-
     if (certificate is None) != (key is None):
         raise typer.BadParameter("--tls-cert and --tls-key belong together; give both or neither")
     if clients and not certificate:
         raise typer.BadParameter("needs --tls-cert and --tls-key", param_hint="--client-ca")
     if audit_searches and audit_log is None:
         raise typer.BadParameter("needs --audit-log", param_hint="--audit-searches")
-    to = None if audit_log == "-" else Path(audit_log or "")
     return Security(
-        tls=ServerTls(TlsFiles(certificate=certificate, key=key, clients=clients)) if certificate and key else None,
-        keys=Keys(keys) if keys else None,
-        audit=Audit(to, each_search=audit_searches) if audit_log is not None else None,
+        tls=_open_tls(certificate, key, clients) if certificate and key else None,
+        keys=_open_keys(keys) if keys else None,
+        audit=_open_audit(audit_log, each_search=audit_searches) if audit_log is not None else None,
         insecure_listen=insecure_listen,
     )
 
 
+# What is not asked for is not imported: a server's start waits for each of these.
+
+
+def _open_tls(certificate: Path, key: Path, clients: Path | None) -> "ServerTls":
+    from pocketlens_cloud.serving.tls import ServerTls, TlsFiles
+
+    return ServerTls(TlsFiles(certificate=certificate, key=key, clients=clients))
+
+
+def _open_keys(file: Path) -> "Keys":
+    from pocketlens_cloud.serving.keys import Keys
+
+    return Keys(file)
+
+
+def _open_audit(to: str, *, each_search: bool) -> "Audit":
+    from pocketlens_cloud.serving.audit import Audit
+
+    return Audit(None if to == "-" else Path(to), each_search=each_search)
+
+
 def guard_host(host: str, security: Security) -> None:
     """Refuse to listen where others can, unless they are told apart and cannot read along, or it is meant."""
-    from pocketlens_cloud.serving.server import is_loopback
+    from pocketlens_cloud.serving.hosts import is_loopback
 
     asks = security.keys is not None or (security.tls is not None and security.tls.knows_clients)
     lacks = {

@@ -4,7 +4,6 @@ Owns the event loop and the threads models run in; what a request means is servi
 chosen by probing grpcio 1.85, whose behaviour differs from older ones."""
 
 import asyncio
-import ipaddress
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -106,14 +105,6 @@ def _bind(server: grpc.aio.Server, host: str, port: int, credentials: grpc.Serve
         return server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
     except RuntimeError as error:
         raise ServerFault(f"cannot listen on {host}, port {port}: is another program there? ({error})") from error
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach `host`."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def require_upb() -> None:
