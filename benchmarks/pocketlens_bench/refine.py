@@ -230,7 +230,7 @@ def _ways_away(
     ways = {
         ALONE: said,
         "joined as text": asking.beside([f"{w}, not {x}" for w, x in zip(words, unwanted, strict=True)]),
-        "-0.5, PDV": _unit(said - 0.5 * beside),
+        "-0.5, PDV": _unit(said - np.float32(0.5) * beside),
         "-1, PDV": _unit(said - beside),
         **dict(zip(("-0.5", "-1", "-2"), asking.served(words, unwanted, AWAY), strict=True)),
     }

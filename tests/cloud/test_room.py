@@ -18,7 +18,7 @@ HEAVY = {
     "grpc_reflection": "operations.py",
     "pythonjsonlogger": "logs.py",
     "opentelemetry": "traces.py",
-    "qdrant_client": "remote.py",
+    "qdrant_client": "qdrant.py",
     "fsspec": "stores.py",
     "ray": "ray_engine.py",
 }
