@@ -296,8 +296,8 @@ def _ways_weighed(lab: Lab, asked: Asked, attribute: str, mode: Mode) -> dict[st
     }
 
 
-def _unit(vectors: Vectors) -> Vectors:
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+def _unit(vectors: NDArray[np.floating[Any]]) -> Vectors:
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
 # --- judging
