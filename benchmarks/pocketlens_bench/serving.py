@@ -335,15 +335,9 @@ class Asker:
     connections: int = CONNECTIONS
 
     def closed(self, at_once: int, seconds: float) -> list[Outcome]:
+        address, connections = self.server.address, self.connections
         return self._carried_out(
-            Plan(
-                self.server.address,
-                self.method,
-                self.messages,
-                at_once=at_once,
-                seconds=seconds,
-                connections=self.connections,
-            )  # fmt: skip
+            Plan(address, self.method, self.messages, at_once=at_once, seconds=seconds, connections=connections)
         )
 
     def open(self, rate: float, seconds: float, seed: int) -> list[Outcome]:

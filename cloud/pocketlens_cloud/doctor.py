@@ -19,7 +19,8 @@ from pocketlens_wire.errors import PocketlensError
 from pocketlens_cloud import runtime, service
 from pocketlens_cloud.bundle import open_cloud_half
 from pocketlens_cloud.compose import Composer
-from pocketlens_cloud.gallery.embedded import EmbeddedGallery
+from pocketlens_cloud.gallery.folder import open_gallery
+from pocketlens_cloud.gallery.following import FollowingGallery, pinned
 from pocketlens_cloud.serving.server import require_upb
 from pocketlens_cloud.towers import ImageTower
 
@@ -113,7 +114,9 @@ def _compared(through: Composer | ImageTower, golden: Any, precision: str, toler
 
 def _gallery(bundle: Path, path: Path) -> Iterator[Finding]:
     _, manifest = open_cloud_half(bundle)
-    with EmbeddedGallery.open(path) as gallery:
+    with open_gallery(path) as opened, pinned(opened) as gallery:
+        if isinstance(opened, FollowingGallery):
+            yield Finding("version", f"{gallery.title} is live")
         held = f"vectors {', '.join(gallery.vectors)}, keys {', '.join(gallery.payload_keys)}"
         yield Finding("gallery", f"{gallery.size} pictures, {held}", ok=gallery.size > 0)
         ours, theirs = gallery.gallery_space, manifest.gallery_space

@@ -12,7 +12,7 @@ from pocketlens_wire.v1 import retrieval_pb2 as pb
 
 from pocketlens_cloud.compose import Composer
 from pocketlens_cloud.conversation import Conversation
-from pocketlens_cloud.gallery.embedded import EmbeddedGallery
+from pocketlens_cloud.gallery.folder import open_gallery
 from pocketlens_cloud.gallery.interface import Gallery
 from pocketlens_cloud.service import Service
 
@@ -55,8 +55,10 @@ class LocalGallery:
 
 
 def open_local(gallery: Path, bundle: Path) -> LocalGallery:
-    """Open `gallery` with the cloud half of `bundle`. Raises GalleryError, BadBundle, SpaceMismatch."""
-    held = EmbeddedGallery.open(gallery)  # first: it is quick, and says who else holds it
+    """Open `gallery`, of versions the live one, with the cloud half of `bundle`.
+
+    Raises GalleryError, BadBundle, SpaceMismatch."""
+    held = open_gallery(gallery)  # first: it is quick, and says who else holds it
     try:
         return LocalGallery(Service(Composer.load(bundle), held), held)
     except BaseException:

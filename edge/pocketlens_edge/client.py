@@ -1,60 +1,34 @@
 """Ask the retrieval service, blocking or in asyncio.
 
-Owns who is asked and when it is over: a server through a channel, or a gallery on this device. What is asked is
-questions.py, what came back answers.py, the channel connection.py. Called by the command line, the demo and the
-benchmarks; knows no pictures."""
+Owns the two clients and what they take. What is asked is questions.py, what came back answers.py, the way there
+ways.py, the channel connection.py. Called by the command line, the demo and the benchmarks; knows no pictures."""
 
 from __future__ import annotations
 
-import asyncio
-import queue
-import threading
-from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Self, cast
 
 import grpc
 import grpc.aio
 import numpy as np
-from google.protobuf.message import Message
 from numpy.typing import NDArray
 from pocketlens_wire.api_key import ApiKey
-from pocketlens_wire.errors import BadQuery, TooLate, Unavailable
+from pocketlens_wire.errors import BadQuery
 from pocketlens_wire.tokens import Encoding
 from pocketlens_wire.v1 import retrieval_pb2 as pb
-from pocketlens_wire.v1.retrieval_pb2_grpc import RetrievalStub
 
 from pocketlens_edge.answers import ENVELOPE_BYTES, Answer, Hit, answer_of
 from pocketlens_edge.conditions import Where
-from pocketlens_edge.connection import (
-    ATTEMPTS,
-    Tls,
-    Trace,
-    check_server,
-    key_metadata,
-    open_async_channel,
-    open_channel,
-    plain_error,
-    trace_metadata,
-)
+from pocketlens_edge.connection import ATTEMPTS, Tls, Trace, open_channel
 from pocketlens_edge.questions import Mode, Modifier, question
+from pocketlens_edge.ways import Answerer, AsyncRemote, BlockingLine, InThread, Remote
 
 if TYPE_CHECKING:
     from pocketlens_edge.converse import AsyncConversation, Conversation
     from pocketlens_edge.encoder import Encoder
 
 __all__ = ["ATTEMPTS", "ENVELOPE_BYTES", "Answer", "Answerer", "AsyncClient", "Client", "Hit", "Tls", "open_channel"]
-
-Request = TypeVar("Request")
-Reply = TypeVar("Reply")
-
-
-class Answerer(Protocol):
-    """What answers in this process, without a network: see `local.open_gallery`. Raises PocketlensErrors."""
-
-    def search(self, request: pb.SearchRequest) -> pb.SearchReply: ...
-    def describe(self, request: pb.DescribeRequest) -> pb.DescribeReply: ...
-    def converse(self, messages: Iterable[pb.ConverseRequest]) -> Iterator[pb.ConverseReply]: ...
 
 
 class Client:
@@ -90,7 +64,7 @@ class Client:
     ) -> None:
         self.token_space, self.encoder_id = _ids(encoder, token_space, encoder_id)
         self.server, self.timeout_s, self.encoding = str(server), _positive(timeout_s), encoding
-        self._remote = _Remote(server, timeout_s, tls, api_key, trace, channel) if isinstance(server, str) else None
+        self._remote = Remote(server, timeout_s, tls, api_key, trace, channel) if isinstance(server, str) else None
         self._answerer = self._remote or cast("Answerer", server)
 
     def __enter__(self) -> Self:
@@ -200,7 +174,7 @@ class Client:
         from pocketlens_edge.converse import Conversation
 
         first = opening if isinstance(opening, pb.SearchRequest) else self.question(opening)
-        return Conversation(first, _Line(self._answerer), server=self.server, sends=self._remote is not None)
+        return Conversation(first, BlockingLine(self._answerer), server=self.server, sends=self._remote is not None)
 
 
 class AsyncClient:
@@ -226,10 +200,8 @@ class AsyncClient:
     ) -> None:
         self.token_space, self.encoder_id = _ids(encoder, token_space, encoder_id)
         self.server, self.timeout_s, self.encoding = str(server), _positive(timeout_s), encoding
-        self._remote = (
-            _AsyncRemote(server, timeout_s, tls, api_key, trace, channel) if isinstance(server, str) else None
-        )
-        self._answerer = self._remote or _InThread(cast("Answerer", server))
+        self._remote = AsyncRemote(server, timeout_s, tls, api_key, trace, channel) if isinstance(server, str) else None
+        self._answerer = self._remote or InThread(cast("Answerer", server))
 
     async def __aenter__(self) -> Self:
         return self
@@ -346,222 +318,3 @@ def _positive(timeout_s: float) -> float:
     if not timeout_s > 0:
         raise BadQuery(f"timeout is {timeout_s} s; it must be more than 0.")
     return timeout_s
-
-
-class _Remote:
-    """An Answerer behind a channel."""
-
-    def __init__(
-        self,
-        server: str,
-        timeout_s: float,
-        tls: Tls | None,
-        key: ApiKey | str | None,
-        trace: Trace | None,
-        channel: grpc.Channel | None,
-    ) -> None:
-        self._server, self._timeout_s, self._tls, self._trace = server, timeout_s, tls, trace
-        self._metadata = key_metadata(key, server, encrypted=bool(tls or channel))
-        self._channel = channel or open_channel(server, tls)
-        self._owns_channel = channel is None
-        self._stub = RetrievalStub(self._channel)
-
-    def search(self, request: pb.SearchRequest) -> pb.SearchReply:
-        return self._call(self._stub.Search, request)
-
-    def describe(self, request: pb.DescribeRequest) -> pb.DescribeReply:
-        return self._call(self._stub.Describe, request)
-
-    def converse(self, messages: Iterable[pb.ConverseRequest]) -> Generator[pb.ConverseReply]:
-        """Each reply must come within the deadline of a question; a conversation as a whole has none."""
-        call: Any = self._stub.Converse(iter(messages), metadata=self._metadata)
-        try:
-            while True:
-                yield self._within_deadline(call)
-        finally:
-            call.cancel()
-
-    def close(self) -> None:
-        if self._owns_channel:
-            self._channel.close()
-
-    def _within_deadline(self, call: Any) -> pb.ConverseReply:
-        late = threading.Event()
-
-        def give_up() -> None:
-            late.set()
-            call.cancel()
-
-        timer = threading.Timer(self._timeout_s, give_up)
-        timer.start()
-        try:
-            return next(call)
-        except StopIteration:
-            raise Unavailable(f"{self._server}: the server ended the conversation.") from None
-        except grpc.RpcError as error:
-            if late.is_set():
-                raise _late(self._server, self._timeout_s) from None
-            failed = cast("grpc.Call", error)
-            raise plain_error(failed, server=self._server, timeout_s=self._timeout_s, tls=self._tls) from None
-        finally:
-            timer.cancel()
-
-    def _call(self, method: grpc.UnaryUnaryMultiCallable[Request, Reply], request: Request) -> Reply:
-        try:
-            return method(request, timeout=self._timeout_s, metadata=(*self._metadata, *trace_metadata(self._trace)))
-        except grpc.RpcError as error:
-            failed = cast("grpc.Call", error)
-            raise plain_error(failed, server=self._server, timeout_s=self._timeout_s, tls=self._tls) from None
-
-
-class _AsyncRemote:
-    """The same in asyncio. Its channel is opened by the first question, as a channel belongs to an event loop."""
-
-    def __init__(
-        self,
-        server: str,
-        timeout_s: float,
-        tls: Tls | None,
-        key: ApiKey | str | None,
-        trace: Trace | None,
-        channel: grpc.aio.Channel | None,
-    ) -> None:
-        self._server, self._timeout_s, self._tls, self._trace = server, timeout_s, tls, trace
-        self._metadata = key_metadata(key, server, encrypted=bool(tls or channel))
-        self._channel = channel
-        self._owns_channel = channel is None
-        self._closed = False
-        check_server(server, tls)
-
-    async def search(self, request: pb.SearchRequest) -> pb.SearchReply:
-        return await self._call(self._stub().Search, request)
-
-    async def describe(self, request: pb.DescribeRequest) -> pb.DescribeReply:
-        return await self._call(self._stub().Describe, request)
-
-    async def close(self) -> None:
-        self._closed = True
-        if self._owns_channel and self._channel:
-            await self._channel.close()
-
-    def line(self) -> _AsyncRemoteLine:
-        return _AsyncRemoteLine(self)
-
-    def call(self) -> Any:
-        """A conversation's stream."""
-        return self._stub().Converse(metadata=self._metadata)
-
-    async def said(self, saying: Awaitable[Any]) -> Any:
-        """What comes of one half of a turn. Raises the error of the call in plain words."""
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                return await saying
-        except TimeoutError:
-            raise _late(self._server, self._timeout_s) from None
-        except grpc.aio.AioRpcError as failed:
-            raise plain_error(failed, server=self._server, timeout_s=self._timeout_s, tls=self._tls) from None
-
-    def over(self) -> Unavailable:
-        return Unavailable(f"{self._server}: the server ended the conversation.")
-
-    def _stub(self) -> Any:
-        if self._closed:
-            raise ValueError("the client is closed")
-        self._channel = self._channel or open_async_channel(self._server, self._tls)
-        return RetrievalStub(cast("grpc.Channel", self._channel))  # generated code takes both kinds
-
-    async def _call(self, method: Callable[..., Awaitable[Reply]], request: Message) -> Reply:
-        try:
-            return await method(
-                request, timeout=self._timeout_s, metadata=(*self._metadata, *trace_metadata(self._trace))
-            )
-        except grpc.aio.AioRpcError as failed:
-            raise plain_error(failed, server=self._server, timeout_s=self._timeout_s, tls=self._tls) from None
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if self._closed and not (task and task.cancelling()):  # gRPC cancels what is under way; nobody else did
-                raise Unavailable(f"{self._server}: the client was closed before the answer came.") from None
-            raise
-
-
-class _InThread:
-    """An Answerer of this process, asked without holding up the event loop."""
-
-    def __init__(self, answerer: Answerer) -> None:
-        self._answerer = answerer
-
-    async def search(self, request: pb.SearchRequest) -> pb.SearchReply:
-        return await asyncio.to_thread(self._answerer.search, request)
-
-    async def describe(self, request: pb.DescribeRequest) -> pb.DescribeReply:
-        return await asyncio.to_thread(self._answerer.describe, request)
-
-    def line(self) -> _InThreadLine:
-        return _InThreadLine(self._answerer)
-
-
-# --- lines of a conversation
-
-
-def _late(server: str, timeout_s: float) -> TooLate:
-    return TooLate(
-        f"{server}, {timeout_s:g} s allowed: the turn was not answered in time, which ends the conversation."
-    )
-
-
-class _Line:
-    """Message out, reply in, over the two iterators that gRPC and a gallery on this device take and give."""
-
-    def __init__(self, answerer: Answerer) -> None:
-        self._messages: queue.SimpleQueue[pb.ConverseRequest | None] = queue.SimpleQueue()
-        self._answerer = answerer
-        self._replies: Iterator[pb.ConverseReply] | None = None
-
-    def exchange(self, message: pb.ConverseRequest) -> pb.ConverseReply:
-        self._messages.put(message)
-        self._replies = self._replies or self._answerer.converse(iter(self._messages.get, None))
-        return next(self._replies)
-
-    def close(self) -> None:
-        self._messages.put(None)  # lets go of gRPC's thread, which waits for the next message
-        if close := getattr(self._replies, "close", None):
-            close()
-
-
-class _AsyncRemoteLine:
-    """The same over a stream of gRPC's asyncio."""
-
-    def __init__(self, remote: _AsyncRemote) -> None:
-        self._remote = remote
-        self._call: Any = None
-
-    async def exchange(self, message: pb.ConverseRequest) -> pb.ConverseReply:
-        self._call = self._call or self._remote.call()
-        try:
-            await self._remote.said(self._call.write(message))
-            reply = await self._remote.said(self._call.read())
-        except asyncio.InvalidStateError:  # the call is over already; reading says why
-            reply = await self._remote.said(self._call.read())
-        except BaseException:
-            self._call.cancel()
-            raise
-        if reply is grpc.aio.EOF:
-            raise self._remote.over()
-        return reply
-
-    async def close(self) -> None:
-        if self._call:
-            self._call.cancel()
-
-
-class _InThreadLine:
-    """The same over a gallery of this process, without holding up the event loop."""
-
-    def __init__(self, answerer: Answerer) -> None:
-        self._line = _Line(answerer)
-
-    async def exchange(self, message: pb.ConverseRequest) -> pb.ConverseReply:
-        return await asyncio.to_thread(self._line.exchange, message)
-
-    async def close(self) -> None:
-        self._line.close()

@@ -29,7 +29,8 @@ class LocalGallery(Answerer, Protocol):
 def open_gallery(gallery: str | os.PathLike[str], bundle: str | os.PathLike[str] | None = None) -> LocalGallery:
     """Open the gallery in folder `gallery`, made by `pocketlens-cloud index`, with the cloud half of `bundle`.
 
-    bundle: None takes the default one. Needs the extra `pocketlens[cloud]`. One process at a time may hold a gallery.
+    Of a folder of versions (`pocketlens-cloud gallery`) the live one is searched, and followed. bundle: None takes the
+    default one. Needs the extra `pocketlens[cloud]`. One process at a time may hold a gallery, or a version.
     Raises GalleryError for a gallery that is not there, empty, damaged or held, and where the extra is not installed;
     BadBundle for a bundle without a cloud half; SpaceMismatch when the two do not belong together."""
     from importlib.metadata import entry_points  # slow to load, and every search loads this module

@@ -495,7 +495,7 @@ def _on_server(running: Running) -> Callable[..., Gallery]:
 
 def _in_local_mode() -> Running:
     """qdrant-client's own engine in Python: a second opinion on what a request means."""
-    from pocketlens_cloud.gallery.remote import Address, Server
+    from pocketlens_cloud.gallery.qdrant import Address, Server
     from qdrant_client import QdrantClient
 
     return Running(Server(Address(url="http://nowhere"), _Quiet(QdrantClient(":memory:"))), "local", lambda *_: "")

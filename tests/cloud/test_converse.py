@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import queue
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -385,6 +387,46 @@ def test_behind_the_door_a_conversation_needs_the_scope_of_a_search(toy, service
         monkeypatch.setattr(limits, "MAX_IDLE_S", 0.1)
         assert talk.turn(add=modifier("hat")).turn == 4
         assert talk.ending().code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        talk.close()
+
+
+def _changed(file: Path, **fields) -> None:
+    """Change what is kept of the only key."""
+    held = json.loads(file.read_bytes())
+    held["keys"][0] |= fields
+    beside = file.with_suffix(".new")
+    beside.write_text(json.dumps(held))
+    beside.replace(file)
+
+
+YESTERDAY = "2026-01-01T00:00:00+00:00"
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "said"),
+    [
+        ({"revoked": YESTERDAY}, grpc.StatusCode.UNAUTHENTICATED, f"was revoked on {YESTERDAY}"),
+        ({"expires": YESTERDAY}, grpc.StatusCode.UNAUTHENTICATED, f"expired on {YESTERDAY}"),
+        ({"hash": "0" * 64}, grpc.StatusCode.UNAUTHENTICATED, "does not know the key"),
+        ({"scopes": ["index"]}, grpc.StatusCode.PERMISSION_DENIED, "needs scope search"),
+    ],
+    ids=["revoked", "expired", "replaced", "scope"],
+)
+def test_a_key_that_is_no_longer_good_ends_the_conversation_at_its_next_turn(
+    toy, service, serve, tmp_path, change, code, said
+):
+    file = tmp_path / "keys.json"
+    text, _ = keys.new(file, ["search"])
+    with serve(service, interceptors=[DoorInterceptor(Door(keys=keys.Keys(file)))]) as running:
+        talk = Talk(running, metadata=[("authorization", f"Bearer {text}")])
+        talk.ask(opening(toy))
+        _changed(file, note="still good")
+        assert talk.turn(add=modifier("hat")).turn == 2
+        _changed(file, **change)
+        talk.send(pb.ConverseRequest(turn=pb.Turn(add=modifier("dotted"))))
+        ended = talk.ending()
+        assert (ended.code(), said in ended.details()) == (code, True)
+        assert text not in ended.details()
         talk.close()
 
 

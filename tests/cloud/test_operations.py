@@ -3,6 +3,7 @@
 import asyncio
 import math
 import re
+import shutil
 import threading
 import time
 import urllib.error
@@ -19,11 +20,16 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from pocketlens_cloud.bundle import open_cloud_half
+from pocketlens_cloud.gallery.embedded import EmbeddedGallery
+from pocketlens_cloud.indexing.writing import Writer
 from pocketlens_cloud.runtime import Graph
+from pocketlens_cloud.service import Service
 from pocketlens_cloud.serving import health, metrics, vitals
 from pocketlens_cloud.serving.calls import parent_of
 from pocketlens_cloud.serving.canary import golden_canary
 from pocketlens_cloud.serving.operations import Operations
+from pocketlens_edge import AsyncClient, Client
 from pocketlens_wire.tokens import Encoding, pack
 from pocketlens_wire.v1 import retrieval_pb2 as pb
 from pocketlens_wire.v1.retrieval_pb2_grpc import RetrievalStub
@@ -60,10 +66,14 @@ class Operated:
 
 
 @contextmanager
-def operated(service, toy, gallery, serve, **given: Any) -> Iterator[Operated]:
+def operated(
+    service, toy, gallery, serve, writes: Callable[[], None] | None = None, **given: Any
+) -> Iterator[Operated]:
     ports: list[int] = []
     canary = golden_canary(toy.bundle, service._composer.manifest, gallery, "tuned", "fp32")
     operations = Operations(service, canary, monitor=("127.0.0.1", 0), on_monitor=ports.append, **given)
+    if writes:
+        operations.health.watch_writing(writes)
     with serve(
         service, beside=operations.beside(), interceptors=operations.interceptors, further=operations.further
     ) as running:
@@ -154,6 +164,31 @@ def test_a_server_that_cannot_answer_from_the_start_is_never_healthy(service, to
         assert "score" in found.get("/readyz")[1]
 
 
+def test_health_of_the_service_that_writes_is_earned_by_writing(watched, toy, composer, indexed, serve, tmp_path):
+    assert watched.check(health.WRITING) == NOT_SERVING  # nothing can be written there
+    shutil.copytree(indexed, tmp_path / "g", ignore=shutil.ignore_patterns("gallery.lock"))
+    with EmbeddedGallery.open(tmp_path / "g") as gallery:
+        writer = Writer(gallery, *open_cloud_half(toy.bundle))
+        disk_is_full = threading.Event()
+
+        def probe() -> None:
+            if disk_is_full.is_set():
+                raise OSError("no space left on device")
+            writer.probe()
+
+        with operated(Service(composer, gallery), toy, gallery, serve, writes=probe, canary_every_s=0.26) as found:
+            services = (*health.SERVICES, health.WRITING)
+            assert [found.check(name) for name in services] == [SERVING] * 3
+            disk_is_full.set()
+            wait_for(lambda: found.check(health.WRITING) == NOT_SERVING)
+            assert [found.check(name) for name in health.SERVICES] == [SERVING] * 2  # who searches is served on
+            disk_is_full.clear()
+            wait_for(lambda: found.check(health.WRITING) == SERVING)
+            gallery.close()
+            wait_for(lambda: found.check(health.WRITING) == NOT_SERVING)
+        writer._decoder.close()
+
+
 # --- the end
 
 
@@ -236,6 +271,40 @@ def test_figures_add_up_to_what_was_asked(watched, toy, monkeypatch):
     assert after["pocketlens_batch_rows_sum"] - before["pocketlens_batch_rows_sum"] > 7
     assert after["pocketlens_gallery_pictures"] == 40
     assert after["process_resident_memory_bytes"] > 1e7
+
+
+def test_a_conversation_that_its_client_ends_is_counted_as_ended_well(watched, toy):
+    """Ended by half-closing, as our clients do that are done; who cancels is counted as such."""
+    stub, address = watched.running.stub, watched.running.address
+    before = watched.figures()
+    messages = [pb.ConverseRequest(open=question(toy)), pb.ConverseRequest(turn=pb.Turn(top=3))]
+    assert len(list(stub.Converse(iter(messages), timeout=10))) == 2
+    with Client(address, token_space=toy.token_space) as client, client.converse(client.question(None, "a")) as talk:
+        talk.say("red")
+
+    async def talking() -> None:
+        async with (
+            AsyncClient(address, token_space=toy.token_space) as client,
+            client.converse(client.question(None, "a")) as talk,
+        ):
+            await talk.say("red")
+
+    asyncio.run(talking())
+    wait_for(lambda: watched.figures()["pocketlens_calls_in_flight"] == 0)
+    said = threading.Event()
+
+    def silent_after_one() -> Iterator[pb.ConverseRequest]:
+        yield messages[0]
+        said.wait(10)
+
+    left = stub.Converse(silent_after_one(), timeout=10)
+    next(left)
+    left.cancel()
+    wait_for(lambda: watched.figures()["pocketlens_calls_in_flight"] == 0)
+    said.set()
+    after, name = watched.figures(), "pocketlens_requests_total kind={} method=Converse via=grpc"
+    counted = {kind: after[name.format(kind)] - before[name.format(kind)] for kind in metrics.KINDS}
+    assert {kind: count for kind, count in counted.items() if count} == {"OK": 3, "Cancelled": 1}
 
 
 @contextmanager

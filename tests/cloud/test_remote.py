@@ -11,9 +11,11 @@ from pocketlens_wire.errors import GalleryError, Unavailable
 
 pytest.importorskip("qdrant_client", reason="pip install 'pocketlens[qdrant]'")
 
-from pocketlens_cloud.gallery import remote
+from pocketlens_cloud.gallery import qdrant, remote
 from pocketlens_cloud.gallery.collections import CollectionVersions
-from pocketlens_cloud.gallery.remote import Address, CollectionSettings, RemoteGallery, Server
+from pocketlens_cloud.gallery.qdrant import Address, Server
+from pocketlens_cloud.gallery.qdrant_terms import CollectionSettings
+from pocketlens_cloud.gallery.remote import RemoteGallery
 from pocketlens_cloud.gallery.versions import Record
 from qdrant.fake import FakeQdrant
 
@@ -108,16 +110,16 @@ def test_a_key_is_asked_for_and_kept_to_oneself(tmp_path, monkeypatch):
             server.collections()
         server.close()
         monkeypatch.setenv("POCKETLENS_QDRANT_API_KEY", "secret-7")
-        server = connected(fake, api_key=remote.read_key(None))
+        server = connected(fake, api_key=qdrant.read_key(None))
         assert server.collections() == []
         assert "secret-7" not in repr(server.address)
         server.close()
     file = tmp_path / "key"
     file.write_text("secret-8\n")
-    assert remote.read_key(file) == "secret-8"
+    assert qdrant.read_key(file) == "secret-8"
     file.write_text("two words")
     with pytest.raises(GalleryError, match=r"on one line, and nothing else") as caught:
-        remote.read_key(file)
+        qdrant.read_key(file)
     assert "two words" not in str(caught.value)
 
 

@@ -18,7 +18,7 @@ HEAVY = {
     "grpc_reflection": "operations.py",
     "pythonjsonlogger": "logs.py",
     "opentelemetry": "traces.py",
-    "qdrant_client": "remote.py",
+    "qdrant_client": "qdrant.py",
     "fsspec": "stores.py",
     "ray": "ray_engine.py",
 }
@@ -48,3 +48,17 @@ def test_help_does_not_wait_for_models_and_engines():
     loaded = set(subprocess.check_output([sys.executable, "-c", code], text=True).split())
     shells = {"grpc_health", "grpc_reflection"}  # gRPC itself loads these, empty
     assert loaded.isdisjoint({*HEAVY, "numpy", "grpc_health.v1", "grpc_reflection.v1alpha"} - shells)
+
+
+def test_a_start_without_tls_keys_and_audit_log_does_not_wait_for_them():
+    """Up to where gallery and models are loaded side by side, whatever was not asked for is not imported."""
+    code = """if True:
+        import sys
+        from pocketlens_cloud.cli import serve
+        serve._serve = lambda *_: print(*sys.modules)
+        serve.serve(gallery='nowhere', metrics='127.0.0.1:0')
+    """
+    loaded = set(subprocess.check_output([sys.executable, "-c", code], text=True).split())
+    serving = {f"pocketlens_cloud.serving.{name}" for name in ("tls", "keys", "audit", "server", "door")}
+    assert "pocketlens_cloud.serving.hosts" in loaded
+    assert loaded.isdisjoint({"numpy", *serving})

@@ -12,6 +12,7 @@ import grpc
 import pytest
 from pocketlens_cloud.service import Service
 from pocketlens_cloud.serving import front, server
+from pocketlens_cloud.serving.hosts import is_loopback
 from pocketlens_wire import limits
 from pocketlens_wire.errors import RETRY_METADATA, ServerFault
 from pocketlens_wire.v1 import retrieval_pb2 as pb
@@ -190,4 +191,4 @@ def test_a_port_in_use_is_a_plain_error(running, service, serve):
      ("192.168.1.2", False), ("example.org", False)],
 )  # fmt: skip
 def test_loopback_is_known(host, loopback):
-    assert server.is_loopback(host) is loopback
+    assert is_loopback(host) is loopback

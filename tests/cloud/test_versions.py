@@ -17,6 +17,7 @@ from pocketlens_cloud.gallery.folder import FolderVersions
 from pocketlens_cloud.gallery.interface import Point
 from pocketlens_cloud.gallery.versions import Saved, Versions
 from pocketlens_cloud.indexing.building import build
+from pocketlens_cloud.local import open_local
 from pocketlens_wire.errors import GalleryError, SpaceMismatch
 from qdrant.servers import SERVERS, Running
 from typer.testing import CliRunner
@@ -250,6 +251,37 @@ def shop(tmp_path, few, toy) -> FolderVersions:
 def test_a_plain_gallery_is_no_directory_of_versions(indexed):
     with pytest.raises(GalleryError, match="is one gallery, not a directory of versions"):
         FolderVersions(indexed)
+
+
+def test_doctor_and_searches_on_the_device_take_the_live_version(shop, few, toy):
+    def examined() -> tuple[int, dict[str, str]]:
+        ran = CliRunner().invoke(app, ["doctor", "--bundle", str(toy.bundle), "--gallery", shop.title, "--json"])
+        return ran.exit_code, {finding["what"]: finding["detail"] for finding in json.loads(ran.stdout)}
+
+    code, found = examined()
+    assert code == 1
+    assert "has no live version: build one, verify it, then `pocketlens-cloud gallery promote`" in found["gallery"]
+    with pytest.raises(GalleryError, match="has no live version"):
+        open_local(Path(shop.title), toy.bundle)
+
+    live = add(shop, few, toy)  # v0002; v0001 stays beside it
+    generation = shop.describe(live).generation
+    assert generation != shop.describe("v0001").generation
+    code, found = examined()
+    assert code == 0
+    assert (live, generation) == (Path(found["version"].split()[0]).name, found["generation"].split(":")[0])
+    with open_local(Path(shop.title), toy.bundle) as here:
+        assert here.search(toy.request()).generation == generation
+
+
+@pytest.mark.parametrize("at", [("--gallery",), ("--qdrant", "http://127.0.0.1:9", "--collection")])
+def test_a_versioned_gallery_is_not_written_to_and_the_next_step_is_named(shop, at):
+    """Before a model is loaded: the bundle is not even looked for."""
+    ran = CliRunner().invoke(app, ["serve", *at, shop.title, "--writable", "--bundle", "nowhere", "--port", "0"])
+    said = " ".join(ran.stderr.split())
+    assert ran.exit_code == 2
+    for words in ("--writable is only for a gallery by itself", "gallery build", "`gallery promote`", "index"):
+        assert words in said
 
 
 def test_a_version_that_is_open_is_neither_dropped_nor_copied(shop):

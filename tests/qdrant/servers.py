@@ -20,14 +20,14 @@ WHY_NOT = "QDRANT_URL is not set: no Qdrant server to test against"
 class Running:
     """A server and a name on it that nobody else has."""
 
-    server: "Server"  # noqa: F821  pocketlens_cloud.gallery.remote
+    server: "Server"  # noqa: F821  pocketlens_cloud.gallery.qdrant
     name: str
     snapshot: Callable[[str, str], str]  # (collection, file) -> where the server finds it
 
 
 @contextmanager
 def fake(home: Path) -> Iterator[Running]:
-    from pocketlens_cloud.gallery.remote import Address
+    from pocketlens_cloud.gallery.qdrant import Address
     from qdrant.fake import FakeQdrant
 
     with FakeQdrant(home) as serving:
@@ -38,7 +38,7 @@ def fake(home: Path) -> Iterator[Running]:
 
 @contextmanager
 def real(home: Path) -> Iterator[Running]:
-    from pocketlens_cloud.gallery.remote import Address, read_key
+    from pocketlens_cloud.gallery.qdrant import Address, read_key
 
     url = os.environ.get("QDRANT_URL")
     if not url:
@@ -52,7 +52,7 @@ def real(home: Path) -> Iterator[Running]:
 
 @contextmanager
 def _running(address: "Address", snapshot: Callable[[str, str], str]) -> Iterator[Running]:  # noqa: F821
-    from pocketlens_cloud.gallery.remote import Server
+    from pocketlens_cloud.gallery.qdrant import Server
 
     server, name = Server(address), f"pocketlens-test-{secrets.token_hex(6)}"
     try:

@@ -21,6 +21,7 @@ from pocketlens_cloud.gallery.embedded import EmbeddedGallery
 from pocketlens_cloud.indexing import ingest
 from pocketlens_cloud.service import Service
 from pocketlens_cloud.serving import gateway, server
+from pocketlens_cloud.serving.door import Door
 from pocketlens_cloud.serving.front import Front
 from pocketlens_cloud.serving.thumbnails import Thumbnails
 from pocketlens_samples.queries import composed_set, write_gallery
@@ -136,8 +137,8 @@ class Listening(Service):
 
 
 @contextmanager
-def serving(house: House, built: Path, bundle: Path) -> Iterator[str]:
-    """The page's address; the server runs in a thread until left."""
+def serving(house: House, built: Path, bundle: Path, door: Door | None = None) -> Iterator[str]:
+    """The page's address; the server runs in a thread until left. door: what its questions pass."""
     service = Listening(house)
     site = gateway.open_site(service, bundle, Thumbnails(house.gallery, house.pictures), page=built)
     found: dict[str, Any] = {}
@@ -147,7 +148,8 @@ def serving(house: House, built: Path, bundle: Path) -> Iterator[str]:
         found["loop"], found["stop"] = asyncio.get_running_loop(), asyncio.Event()
 
         def beside(house: Front) -> Any:
-            return gateway.serving(house, site, host="127.0.0.1", port=0, on_ready=lambda port: found.update(web=port))
+            on_ready = lambda port: found.update(web=port)  # noqa: E731
+            return gateway.serving(house, site, host="127.0.0.1", port=0, on_ready=on_ready, door=door)
 
         await server.run(
             service, host="127.0.0.1", port=0, on_ready=lambda _: ready.set(), stop=found["stop"], beside=beside

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import logging
 import re
 import shutil
 import sys
@@ -16,6 +17,8 @@ import numpy as np
 import onnx
 import pytest
 from PIL import Image
+from pocketlens_cloud.serving import keys
+from pocketlens_cloud.serving.door import Door
 from pocketlens_edge.encoder import Encoder
 from pocketlens_edge.questions import Mode, question
 from pocketlens_wire import manifest
@@ -313,6 +316,60 @@ def test_a_server_that_is_gone_gets_a_sentence(serve, house, built, browser):
     browser.click("#go")
     browser.wait("#problem:not([hidden])")
     assert browser.text("#problem") == "The server does not answer. Is it still running?"
+
+
+# --- behind keys
+
+
+def _unlocked(browser, key: str) -> None:
+    browser.wait("#unlock:not([hidden])")
+    browser.fill("#key", key)
+    browser.press("#key", "Enter")
+
+
+def test_a_key_is_asked_for_where_the_server_wants_one_and_goes_nowhere_else(
+    serve, house, built, browser, tmp_path, caplog
+):
+    caplog.set_level(logging.DEBUG)
+    file = tmp_path / "keys.json"
+    (good, kept), (other, _), (indexing, _) = (keys.new(file, [scope]) for scope in ("search", "search", "index"))
+    with serve(house, built, default_bundle(), Door(keys=keys.Keys(file))) as address:
+        browser.goto(address)
+        browser.wait("#unlock:not([hidden])")
+        assert "this server wants a key" in browser.text("#problem")
+        _unlocked(browser, "plk_ with spaces")
+        seconds_of(browser, "document.querySelector('#problem').textContent.includes('This is no key')")
+        _unlocked(browser, good[:-1] + ("A" if good[-1] != "A" else "B"))
+        seconds_of(browser, "document.querySelector('#problem').textContent.includes('does not know the key')")
+        _unlocked(browser, indexing)
+        browser.wait(READY)  # it may ask what the server speaks, but not search
+        browser.fill("#words", "a red mug")
+        browser.click("#go")
+        seconds_of(browser, "document.querySelector('#problem').textContent.includes('needs scope search')")
+
+        _unlocked(browser, good)
+        browser.wait(ASKED)
+        pictures = "[...document.querySelectorAll('#hits img')].map((each) => each.naturalWidth)"
+        seconds_of(browser, f"{pictures}.length === 12 && {pictures}.every(Boolean)")
+        browser.evaluate("document.querySelector('.again').click()")
+        browser.wait("#seen:not([hidden])")
+        browser.goto(address)  # the tab keeps the key
+        browser.wait(READY)
+        assert browser.count("#unlock:not([hidden])") == 0
+        assert browser.evaluate("return [Object.values(sessionStorage), Object.values(localStorage)]") == [[good], []]
+
+        keys.revoke(file, kept.id)
+        browser.fill("#words", "a red mug")
+        browser.click("#go")
+        seconds_of(browser, "document.querySelector('#problem').textContent.includes('was revoked on')")
+        no_stack(browser.text("#problem"))
+        _unlocked(browser, other)
+        browser.wait(ASKED)
+        assert browser.evaluate("return document.querySelector('#key').value + document.cookie") == ""
+    seen = browser.seen()
+    for secret in (text.rpartition("_")[2] for text in (good, other, indexing)):
+        assert not [url for url in seen["requests"] if secret in url]
+        assert secret not in caplog.text + "".join(seen["errors"])
 
 
 # --- the same picture, the same answer

@@ -19,6 +19,7 @@ from pocketlens_bench.cli import (
     network,
     paper,
     plan,
+    refine,
     report,
     robustness,
     scale,
@@ -34,7 +35,7 @@ from pocketlens_bench.command_line import remember_command
 
 __all__ = [
     "ablation", "accuracy", "app", "chaos", "distil_pace", "indexing", "latency", "load", "network", "paper", "plan",
-    "report", "robustness", "scale", "score", "serving", "start", "tokens", "workers", "zoo",
+    "refine", "report", "robustness", "scale", "score", "serving", "start", "tokens", "workers", "zoo",
 ]  # fmt: skip
 
 

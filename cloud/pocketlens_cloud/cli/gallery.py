@@ -14,7 +14,7 @@ from pocketlens_cloud.cli.places import GrpcPort, Place, QdrantKeyFile, TimeoutS
 from pocketlens_cloud.cli.root import AsJson, Bundle, Precision, app, err, fail, out, plain_errors
 
 if TYPE_CHECKING:
-    from pocketlens_cloud.gallery.remote import CollectionSettings
+    from pocketlens_cloud.gallery.qdrant_terms import CollectionSettings
     from pocketlens_cloud.gallery.versions import Versions
 
 versions_app = typer.Typer(
@@ -368,7 +368,7 @@ def _opened(name: str, url: str | None, grpc_port: int, key_file: Path | None, t
 
 
 def _layout(**settings: Any) -> "CollectionSettings":
-    from pocketlens_cloud.gallery.remote import CollectionSettings
+    from pocketlens_cloud.gallery.qdrant_terms import CollectionSettings
 
     return CollectionSettings(**settings)
 

@@ -76,7 +76,7 @@ def address(text: str, option: str) -> tuple[str, int]:
 
 def monitor_of(asked: Settings) -> tuple[str, int] | None:
     """Where figures are told. They tell nothing of what is asked, but how much, to anyone and in clear."""
-    from pocketlens_cloud.serving.server import is_loopback
+    from pocketlens_cloud.serving.hosts import is_loopback
 
     if asked.metrics is None:
         return None

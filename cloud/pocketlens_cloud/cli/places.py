@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from pocketlens_cloud.gallery.remote import CollectionSettings, Server
+    from pocketlens_cloud.gallery.qdrant import Server
+    from pocketlens_cloud.gallery.qdrant_terms import CollectionSettings
     from pocketlens_cloud.gallery.versions import Versions
 
 Url = Annotated[
@@ -54,7 +55,7 @@ class Place:
     consistency: str | None = None
 
     def server(self) -> "Server":
-        from pocketlens_cloud.gallery.remote import Address, Server, read_key
+        from pocketlens_cloud.gallery.qdrant import Address, Server, read_key
 
         wanted = self.consistency
         if (
@@ -83,7 +84,7 @@ def open_versions(place: Place, layout: "CollectionSettings | None" = None) -> "
         yield FolderVersions(Path(place.name))
         return
     from pocketlens_cloud.gallery.collections import CollectionVersions
-    from pocketlens_cloud.gallery.remote import LAYOUT
+    from pocketlens_cloud.gallery.qdrant_terms import LAYOUT
 
     server = place.server()
     try:

@@ -88,10 +88,6 @@ class Security:
 
 def open_security(asked: Settings) -> Security:
     """What the options mean. Files that cannot be used are known here, before anything is loaded: ServerFault."""
-    from pocketlens_cloud.serving.audit import Audit
-    from pocketlens_cloud.serving.keys import Keys
-    from pocketlens_cloud.serving.tls import ServerTls, TlsFiles
-
     certificate, key, clients = asked.tls_cert, asked.tls_key, asked.client_ca
     if (certificate is None) != (key is None):
         raise typer.BadParameter("--tls-cert and --tls-key belong together; give both or neither")
@@ -99,18 +95,38 @@ def open_security(asked: Settings) -> Security:
         raise typer.BadParameter("needs --tls-cert and --tls-key", param_hint="--client-ca")
     if asked.audit_searches and asked.audit_log is None:
         raise typer.BadParameter("needs --audit-log", param_hint="--audit-searches")
-    to = None if asked.audit_log == "-" else Path(asked.audit_log or "")
     return Security(
-        tls=ServerTls(TlsFiles(certificate=certificate, key=key, clients=clients)) if certificate and key else None,
-        keys=Keys(asked.keys) if asked.keys else None,
-        audit=Audit(to, each_search=asked.audit_searches) if asked.audit_log is not None else None,
+        tls=_open_tls(certificate, key, clients) if certificate and key else None,
+        keys=_open_keys(asked.keys) if asked.keys else None,
+        audit=_open_audit(asked.audit_log, each_search=asked.audit_searches) if asked.audit_log is not None else None,
         insecure_listen=asked.insecure_listen,
     )
 
 
+# What is not asked for is not imported: a server's start waits for each of these.
+
+
+def _open_tls(certificate: Path, key: Path, clients: Path | None) -> "ServerTls":
+    from pocketlens_cloud.serving.tls import ServerTls, TlsFiles
+
+    return ServerTls(TlsFiles(certificate=certificate, key=key, clients=clients))
+
+
+def _open_keys(file: Path) -> "Keys":
+    from pocketlens_cloud.serving.keys import Keys
+
+    return Keys(file)
+
+
+def _open_audit(to: str, *, each_search: bool) -> "Audit":
+    from pocketlens_cloud.serving.audit import Audit
+
+    return Audit(None if to == "-" else Path(to), each_search=each_search)
+
+
 def guard_host(host: str, security: Security) -> None:
     """Refuse to listen where others can, unless they are told apart and cannot read along, or it is meant."""
-    from pocketlens_cloud.serving.server import is_loopback
+    from pocketlens_cloud.serving.hosts import is_loopback
 
     asks = security.keys is not None or (security.tls is not None and security.tls.knows_clients)
     lacks = {

@@ -220,6 +220,8 @@ def _serve(
     """Load gallery and models side by side, then serve until told to stop. line: to the supervisor, of a worker."""
     from concurrent.futures import ThreadPoolExecutor
 
+    if asked.writable:
+        _refuse_versions(place)  # before models are loaded
     with ThreadPoolExecutor(2) as pool:
         opening = pool.submit(_open_gallery, place)
         loading = pool.submit(_load_composer, asked)
@@ -242,45 +244,56 @@ def _serve(
         if line:
             line.answer(operations.health)
         page = _page(asked, service, held, security, operations, is_worker=line is not None) if asked.web else None
-        with security.audit or nullcontext(), _writing(asked, held) if asked.writable else nullcontext(()) as further:
+        writing = _writing(asked, held, operations) if asked.writable else nullcontext(())
+        with security.audit or nullcontext(), writing as further:
             _run(asked, service, lambda bound: on_ready(bound, facts), operations, page, security, further)
 
 
 @contextmanager
-def _writing(asked: Settings, gallery: "Gallery") -> "Iterator[Sequence[Callable[[Any], None]]]":
-    """What adds pocketlens.v1.Gallery to a server; the gallery is settled afterwards. Raises GalleryError."""
-    from pocketlens_wire.errors import GalleryError
-
+def _writing(
+    asked: Settings, gallery: "Gallery", operations: "Operations"
+) -> "Iterator[Sequence[Callable[[Any], None]]]":
+    """What adds pocketlens.v1.Gallery to a server; the gallery is settled afterwards."""
     from pocketlens_cloud.bundle import open_cloud_half
-    from pocketlens_cloud.gallery.following import FollowingGallery
     from pocketlens_cloud.indexing.writing import Writer
     from pocketlens_cloud.serving.writing import WritingService
 
-    if isinstance(gallery, FollowingGallery):
-        raise GalleryError(
-            f"{gallery.title} has versions, and a live one is not changed: build another, or serve without --writable"
-        )
-    service = WritingService(Writer(gallery, *open_cloud_half(asked.bundle_folder), threads=asked.threads))
+    writer = Writer(gallery, *open_cloud_half(asked.bundle_folder), threads=asked.threads)
+    service = WritingService(writer)
+    operations.health.watch_writing(writer.probe)
     try:
         yield [service.register]
     finally:
         service.close()
 
 
+def _refuse_versions(place: Place) -> None:
+    """What is verified and promoted stays as it is: else a rollback would lose what was added. Raises GalleryError."""
+    from pocketlens_wire.errors import GalleryError
+
+    from pocketlens_cloud.gallery.folder import is_versioned
+
+    if place.url is None and not is_versioned(Path(place.name)):
+        return
+    at = f" --qdrant {place.url}" if place.url else ""
+    raise GalleryError(
+        f"{place.name} has versions, and the live one is not changed, so --writable is only for a gallery by itself. "
+        f"Put the pictures into a folder and build the next version from it, while this one is served: "
+        f"`pocketlens-cloud gallery build {place.name} DIR{at}`, then `gallery verify` and `gallery promote`; a server "
+        "without --writable follows at once. For a gallery that callers add to, make one with `pocketlens-cloud index`"
+    )
+
+
 def _open_gallery(place: Place) -> "EmbeddedGallery | FollowingGallery":
     """A gallery by itself, or the live version of one that has versions, followed."""
-    from pocketlens_cloud.gallery.embedded import EmbeddedGallery
-    from pocketlens_cloud.gallery.folder import FolderVersions, is_versioned
-    from pocketlens_cloud.gallery.following import FollowingGallery
-
     if place.url is not None:
         from pocketlens_cloud.gallery.collections import CollectionVersions
+        from pocketlens_cloud.gallery.following import FollowingGallery
 
         return FollowingGallery(CollectionVersions(place.server(), place.name)).start()
-    path = Path(place.name)
-    if is_versioned(path):
-        return FollowingGallery(FolderVersions(path)).start()
-    return EmbeddedGallery.open(path)
+    from pocketlens_cloud.gallery.folder import open_gallery
+
+    return open_gallery(Path(place.name))
 
 
 def _load_composer(asked: Settings) -> "Composer":
@@ -322,8 +335,6 @@ def say_page(asked: Settings, security: Security, bound: int) -> None:
     """Where the page is."""
     host = str(asked.web).rpartition(":")[0]
     shown = "" if asked.pictures else "; without --pictures it shows no pictures"
-    if security.keys:
-        err.print("note: the page has no field for a key; a proxy before it must add one", markup=False)
     out.print(f"page on http{'s' if security.tls else ''}://{host}:{bound}/{shown}", markup=False, highlight=False)
 
 

@@ -1,6 +1,6 @@
 """Versions of a gallery on a Qdrant server: collections NAME.v0001, NAME.v0002 ... and alias NAME on the live one.
 
-Owns those names and what is remembered of a version; every call to the server is remote.py's."""
+Owns those names and what is remembered of a version; every call to the server is remote.py's or qdrant.py's."""
 
 import hashlib
 import json
@@ -14,7 +14,9 @@ from pocketlens_wire.errors import GalleryError, SpaceMismatch
 
 from pocketlens_cloud.gallery import remote
 from pocketlens_cloud.gallery.directory import Description
-from pocketlens_cloud.gallery.remote import LAYOUT, CollectionSettings, RemoteGallery, Server
+from pocketlens_cloud.gallery.qdrant import Server
+from pocketlens_cloud.gallery.qdrant_terms import LAYOUT, CollectionSettings
+from pocketlens_cloud.gallery.remote import RemoteGallery
 from pocketlens_cloud.gallery.versions import NAME, Record, Saved
 
 RECORD: Final = "pocketlens-version"  # key of a collection's metadata, beside remote.DESCRIPTION

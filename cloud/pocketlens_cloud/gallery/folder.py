@@ -21,6 +21,7 @@ from pocketlens_wire.errors import GalleryError, SpaceMismatch
 from pocketlens_cloud.gallery import directory
 from pocketlens_cloud.gallery.directory import LOCK, Description, Lock
 from pocketlens_cloud.gallery.embedded import EmbeddedGallery
+from pocketlens_cloud.gallery.following import FollowingGallery
 from pocketlens_cloud.gallery.versions import NAME, Record, Saved
 
 CURRENT: Final = "current"
@@ -35,6 +36,11 @@ CHUNK: Final = 1 << 20  # bytes read at once
 def is_versioned(path: Path) -> bool:
     """Whether `path` holds versions rather than one gallery, or nothing."""
     return not directory.holds_gallery(path) and bool(FolderVersions(path).names())
+
+
+def open_gallery(path: Path) -> EmbeddedGallery | FollowingGallery:
+    """The gallery in `path`, or the live version of the versions there, followed. Raises GalleryError."""
+    return FollowingGallery(FolderVersions(path)).start() if is_versioned(path) else EmbeddedGallery.open(path)
 
 
 @final

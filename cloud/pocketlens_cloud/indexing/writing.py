@@ -111,6 +111,13 @@ class Writer:
                 "use the server's bundle"
             )
 
+    def probe(self) -> None:
+        """A write of nothing, for health: raises GalleryError if the gallery does not answer, or does not reach its
+        disk. Waits for a write under way."""
+        with self._guard:
+            self.gallery.ping()
+            self.gallery.flush()
+
     def settle(self) -> None:
         """Bring the search index up to date and declare the writing finished, if there was any."""
         with self._guard:

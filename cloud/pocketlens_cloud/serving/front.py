@@ -82,14 +82,15 @@ class Front:
         that who sends faster than that meets the transport's own flow control.
 
         `read` gives None at the end; `let_go` is called when a reply is not taken for long. Raises Overloaded when too
-        many converse, TooLate when nothing is said for long, Unavailable when the server stops; BadQuery and
-        SpaceMismatch as conversation.py says."""
+        many converse, TooLate when nothing is said for long, Unavailable when the server stops, Unauthenticated and
+        NotAllowed once the caller's key is no longer good; BadQuery and SpaceMismatch as conversation.py says."""
         if self.conversations >= MAX_CONVERSATIONS:
             raise Overloaded(f"{self.conversations} conversations are open already: try again in a while")
         self.conversations += 1
         try:
             conversation = Conversation()
             while message := await self._next(read()):
+                keys.judge_again()
                 reply = await self._turn(conversation, message, _until(context))
                 with _leaving_in_time(let_go):
                     yield reply

@@ -47,8 +47,9 @@ from pocketlens_cloud.service import Service
 from pocketlens_cloud.serving.calls import headers_back
 from pocketlens_cloud.serving.door import Call, Door
 from pocketlens_cloud.serving.front import Front
+from pocketlens_cloud.serving.hosts import is_loopback
 from pocketlens_cloud.serving.observe import Observer, note
-from pocketlens_cloud.serving.server import GRACE_S, MAX_SENTENCE, is_loopback
+from pocketlens_cloud.serving.server import GRACE_S, MAX_SENTENCE
 from pocketlens_cloud.serving.thumbnails import NoPicture, Thumbnails
 
 log = logging.getLogger(__name__)

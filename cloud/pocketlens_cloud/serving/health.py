@@ -1,9 +1,9 @@
 """Health that is earned: green only after a question of known answer came back right.
 
 The canary (canary.py) goes the way of every question: queue, text tower, heads, gallery. So a gallery that does not
-answer, a tower that raises or computes something else, and a queue that stands still all show. Owns when it is asked
-and what is said; reached over gRPC (grpc.health.v1) and, through monitoring.py, over HTTP. The only file that imports
-grpc_health."""
+answer, a tower that raises or computes something else, and a queue that stands still all show. Where the gallery is
+written to, that service's health is earned by writing too. Owns when it is asked and what is said; reached over gRPC
+(grpc.health.v1) and, through monitoring.py, over HTTP. The only file that imports grpc_health."""
 
 import asyncio
 import logging
@@ -11,13 +11,14 @@ import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from typing import Any, Final, final
 
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as grpc_health  # pyright: ignore[reportAttributeAccessIssue] - not in the stubs
 from pocketlens_wire.errors import GalleryError, Overloaded, ServerFault, TooLate
+from pocketlens_wire.v1 import gallery_pb2
 from pocketlens_wire.v1 import retrieval_pb2 as pb
 
 from pocketlens_cloud.serving import metrics
@@ -26,6 +27,7 @@ from pocketlens_cloud.serving.canary import Canary
 log = logging.getLogger(__name__)
 
 SERVICES: Final = ("", pb.DESCRIPTOR.services_by_name["Retrieval"].full_name)
+WRITING: Final = gallery_pb2.DESCRIPTOR.services_by_name["Gallery"].full_name
 EVERY_S: Final = 1.0  # between canaries, so that red comes within two seconds also where nobody asks
 GAP_S: Final = 0.25  # between canaries at least, and while health is red
 CANARY_S: Final = 1.0  # a canary later than this has found the server busy, or dead; more where a question takes longer
@@ -52,6 +54,8 @@ class Health:
         self._hand = ThreadPoolExecutor(1, "canary")  # one, so that a gallery that hangs does not take many
         self._servicer = grpc_health.HealthServicer()
         self._said: bool | None = None
+        self._probe: Callable[[], None] | None = None
+        self._cannot_write = "nothing can be written to this server"
 
     # --- what others read and tell
 
@@ -78,6 +82,18 @@ class Health:
         """Something failed: ask a canary at once."""
         self._doubt.set()
 
+    @property
+    def services(self) -> tuple[str, ...]:
+        """Whose health may become green here."""
+        return (*SERVICES, WRITING) if self._probe else SERVICES
+
+    def watch_writing(self, probe: Callable[[], None]) -> None:
+        """Answer for the service that writes too. Before `watching`.
+
+        probe: called now and then in a thread of its own; raises if nothing can be written. May wait for a write that
+        is under way: until it is back that service's health stays what it was."""
+        self._probe, self._cannot_write = probe, "no write has been tried yet"
+
     def add_to(self, server: grpc.aio.Server) -> None:
         health_pb2_grpc.add_HealthServicer_to_server(_UntilGone(self._servicer, self._gone), server)
 
@@ -86,16 +102,22 @@ class Health:
     @asynccontextmanager
     async def watching(self, ask: Ask) -> AsyncIterator[None]:
         """Canaries as long as this is held; the first has come back when it is entered."""
-        await self._tell(healthy=False)
+        await self._tell()
         await self._try(ask)
-        task = asyncio.create_task(self._keep_trying(ask))
-        try:
-            yield
-        finally:
-            task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
-            self._hand.shutdown(wait=False, cancel_futures=True)
+        tasks = [asyncio.create_task(self._keep_trying(ask))]
+        with ExitStack() as hands:
+            hands.callback(self._hand.shutdown, wait=False, cancel_futures=True)
+            if self._probe:
+                hand = ThreadPoolExecutor(1, "probe")
+                hands.callback(hand.shutdown, wait=False, cancel_futures=True)
+                await self._try_writing(hand, self._probe)
+                tasks.append(asyncio.create_task(self._keep_writing(hand, self._probe)))
+            try:
+                yield
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
 
     async def leave(self, drain: Awaitable[object]) -> None:
         """Say first that this server goes, then let `drain` end, then let those who watch go."""
@@ -113,6 +135,22 @@ class Health:
             self._doubt.clear()
             self._turned = time.monotonic()
             await self._try(ask)
+
+    async def _keep_writing(self, hand: ThreadPoolExecutor, probe: Callable[[], None]) -> None:
+        while True:
+            await asyncio.sleep(self._every_s)
+            await self._try_writing(hand, probe)
+
+    async def _try_writing(self, hand: ThreadPoolExecutor, probe: Callable[[], None]) -> None:
+        why = ""
+        try:
+            await asyncio.get_running_loop().run_in_executor(hand, probe)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is what writers would meet
+            why = f"{type(error).__name__}: {error}"
+        if bool(why) is not bool(self._cannot_write):
+            log.log(logging.ERROR if why else logging.INFO, "writing: %s", why or "the gallery can be written to")
+        self._cannot_write = why
+        await self._tell()
 
     async def _try(self, ask: Ask) -> None:
         """One canary, and what follows from it."""
@@ -159,11 +197,12 @@ class Health:
         else:
             log.log(logging.INFO if self._leaving else logging.ERROR, "not serving: %s", why)
         self._said = healthy
-        await self._tell(healthy=healthy)
+        await self._tell()
 
-    async def _tell(self, *, healthy: bool) -> None:
-        metrics.set_healthy(healthy=healthy)
-        for name in SERVICES:
+    async def _tell(self) -> None:
+        metrics.set_healthy(healthy=self.ready)
+        writes = self.ready and not self._cannot_write
+        for name, healthy in (*((name, self.ready) for name in SERVICES), (WRITING, writes)):
             await self._servicer.set(name, _Status.SERVING if healthy else _Status.NOT_SERVING)
 
 

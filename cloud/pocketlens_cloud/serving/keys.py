@@ -56,6 +56,7 @@ class Key:
 
 
 _current: ContextVar[Key | None] = ContextVar("pocketlens_key", default=None)
+_judge: ContextVar[Callable[[], Key | None]] = ContextVar("pocketlens_judge", default=lambda: None)
 
 
 def current() -> Key | None:
@@ -65,9 +66,15 @@ def current() -> Key | None:
     return _current.get()
 
 
-def note_caller(key: Key | None) -> None:
-    """Say whose call the present context answers."""
+def note_caller(key: Key | None, judge: Callable[[], Key | None]) -> None:
+    """Say whose call the present context answers. judge: looks at the caller anew; raises what refuses it."""
     _current.set(key)
+    _judge.set(judge)
+
+
+def judge_again() -> None:
+    """For calls that last: raise Unauthenticated or NotAllowed if the caller would not be let in now."""
+    _current.set(_judge.get()())
 
 
 # --- judging

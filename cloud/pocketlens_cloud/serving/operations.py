@@ -15,7 +15,7 @@ from pocketlens_cloud.service import Service
 from pocketlens_cloud.serving import metrics
 from pocketlens_cloud.serving.canary import Canary
 from pocketlens_cloud.serving.front import Front
-from pocketlens_cloud.serving.health import EVERY_S, SERVICES, Health
+from pocketlens_cloud.serving.health import EVERY_S, Health
 from pocketlens_cloud.serving.observe import Interceptor, Observer
 from pocketlens_cloud.serving.traces import Tracing
 
@@ -52,7 +52,7 @@ class Operations:
     @property
     def further(self) -> Sequence[Callable[[grpc.aio.Server], None]]:
         """Services of their own."""
-        return [self.health.add_to, *([_add_reflection] if self._reflect else [])]
+        return [self.health.add_to, *([self._add_reflection] if self._reflect else [])]
 
     def beside(
         self, other: Callable[[Front], AbstractAsyncContextManager[object]] | None = None
@@ -84,6 +84,12 @@ class Operations:
         log.info("leaving: health says so; calls are taken for %g s more", drain_s)
         await self.health.leave(_either(hurry, drain_s))
 
+    def _add_reflection(self, server: grpc.aio.Server) -> None:
+        from grpc_reflection.v1alpha import reflection
+
+        names = [name for name in self.health.services if name]
+        reflection.enable_server_reflection([*names, "grpc.health.v1.Health", reflection.SERVICE_NAME], server)
+
 
 async def _either(event: asyncio.Event, seconds: float) -> None:
     with suppress(TimeoutError):
@@ -101,10 +107,3 @@ def _watch(front: Front) -> None:
         return {what: counts[name] for what, name in metrics.ROW_FATES.items()}
 
     metrics.watch_rows(rows)
-
-
-def _add_reflection(server: grpc.aio.Server) -> None:
-    from grpc_reflection.v1alpha import reflection
-
-    names = [name for name in SERVICES if name]
-    reflection.enable_server_reflection([*names, "grpc.health.v1.Health", reflection.SERVICE_NAME], server)

@@ -4,7 +4,6 @@ Owns the event loop and the threads models run in; what a request means is servi
 chosen by probing grpcio 1.85, whose behaviour differs from older ones."""
 
 import asyncio
-import ipaddress
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -110,14 +109,6 @@ def _bind(server: grpc.aio.Server, host: str, port: int, credentials: grpc.Serve
         raise ServerFault(f"cannot listen on {host}, port {port}: is another program there? ({error})") from error
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach `host`."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def require_upb() -> None:
     """Refuse protobuf's pure Python parser, which recurses without limit (CVE-2025-4565)."""
     if (kind := api_implementation.Type()) != "upb":
@@ -131,13 +122,13 @@ def _handlers(front: Front) -> grpc.GenericRpcHandler:
     }
     unary = {
         name: grpc.unary_unary_rpc_method_handler(
-            _answering(method), request_deserializer=_reader(request), response_serializer=_written
+            answering(method), request_deserializer=reader(request), response_serializer=_written
         )
         for name, (request, method) in methods.items()
     }
     converse = grpc.stream_stream_rpc_method_handler(
         _answering_many(_conversing(front)),
-        request_deserializer=_reader(pb.ConverseRequest),
+        request_deserializer=reader(pb.ConverseRequest),
         response_serializer=_written,
     )
     return grpc.method_handlers_generic_handler(_SERVICE, {**unary, "Converse": converse})
@@ -192,7 +183,7 @@ def _conversing(front: Front) -> Callable[[Any], AsyncIterator[Message]]:
     return converse
 
 
-def _reader(kind: type[Message]) -> Callable[[bytes], Message | _Malformed]:
+def reader(kind: type[Message]) -> Callable[[bytes], Message | _Malformed]:
     """A deserialiser that never raises: gRPC would answer INTERNAL, and the fault is the client's."""
 
     def read(data: bytes) -> Message | _Malformed:
@@ -204,7 +195,7 @@ def _reader(kind: type[Message]) -> Callable[[bytes], Message | _Malformed]:
     return read
 
 
-def _answering(
+def answering(
     method: Callable[[Any, Any], Awaitable[_Reply]],
 ) -> Callable[[Any, Any], Awaitable[_Reply]]:
     """`method` within the error boundary."""

@@ -132,8 +132,8 @@ def _handlers(service: WritingService) -> grpc.GenericRpcHandler:
         pb.DESCRIPTOR.services_by_name["Gallery"].full_name,
         {
             name: handler(
-                transport._answering(method),
-                request_deserializer=transport._reader(request),
+                transport.answering(method),
+                request_deserializer=transport.reader(request),
                 response_serializer=lambda reply: reply.SerializeToString(),
             )
             for name, (handler, request, method) in methods.items()

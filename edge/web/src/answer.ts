@@ -41,12 +41,12 @@ function plain({ kind }: Value): Plain {
 const inShort = ([key, value]: ReturnType<typeof payloadOf>[number]): string =>
   value === true ? key : value === false || value === undefined ? "" : String(value);
 
-/** One hit. `again` asks with its picture. */
-export function hitItem(hit: Hit, rank: number, source: string, again: () => void): HTMLLIElement {
+/** One hit. `show` gives the image its source; `again` asks with its picture. */
+export function hitItem(hit: Hit, rank: number, show: (image: HTMLImageElement) => void, again: () => void): HTMLLIElement {
   const payload = payloadOf(hit);
   const file = String(payload.find(([key]) => key === "file")?.[1] ?? hit.id);
   const holds = payload.filter(([key]) => key !== "file");
-  const image = element("img", { src: source, alt: `Hit ${rank}: ${file}`, loading: "lazy", decoding: "async" });
+  const image = element("img", { alt: `Hit ${rank}: ${file}`, loading: "lazy", decoding: "async" });
   const card = element("div", { class: "card" }, image);
   const button = element("button", { type: "button", class: "again", "aria-label": `Ask with hit ${rank}` }, "Ask with this");
   button.addEventListener("click", again);
@@ -54,6 +54,7 @@ export function hitItem(hit: Hit, rank: number, source: string, again: () => voi
     card.replaceChildren("no picture here");
     button.remove();
   });
+  show(image);
   const said = element("p", { class: "said" }, element("b", {}, String(rank)), hit.score.toFixed(3));
   const all = [`file: ${file}`, ...holds.map(([key, value]) => `${key}: ${value}`)].join("\n");
   const about = element("p", { class: "said holds", title: all }, holds.map(inShort).filter(Boolean).join(" · ") || file);

@@ -60,7 +60,11 @@ export class Edge {
   /** What the server said of itself when this was opened. */
   server!: DescribeReply;
 
-  private constructor(private readonly home: URL) {
+  private constructor(
+    private readonly home: URL,
+    /** Sent with every question and for every hit's picture; empty where the server asks for none. */
+    public key: string,
+  ) {
     this.worker.addEventListener("message", ({ data: { id, done, failed } }) => {
       const waiting = this.waiting.get(id);
       this.waiting.delete(id);
@@ -70,17 +74,29 @@ export class Edge {
     this.worker.addEventListener("error", () => this.lost());
   }
 
-  /** Load the encoder of the server at `home` (default: where this file came from) and prove it on this machine. */
-  static async open(home: URL = new URL("/", import.meta.url)): Promise<Edge> {
-    const edge = new Edge(home);
-    edge.server = await edge.describe();
-    edge.manifest = await edge.call<Manifest>({ open: new URL("v1/bundle/", home).href, accepted: edge.server.encoders });
-    const [ours, its] = [edge.manifest.token_space, edge.server.tokenSpace];
+  /**
+   * Load the encoder of the server at `home` (default: where this file came from) and prove it on this machine.
+   * Throws Unauthenticated where the server wants a `key` and this one is not good.
+   */
+  static async open(home: URL = new URL("/", import.meta.url), key = ""): Promise<Edge> {
+    const edge = new Edge(home, key);
+    try {
+      await edge.begin();
+    } catch (error) {
+      edge.worker.terminate();
+      throw error;
+    }
+    return edge;
+  }
+
+  private async begin(): Promise<void> {
+    this.server = await this.describe();
+    this.manifest = await this.call<Manifest>({ open: new URL("v1/bundle/", this.home).href, accepted: this.server.encoders });
+    const [ours, its] = [this.manifest.token_space, this.server.tokenSpace];
     if (ours !== its) {
       throw new PocketlensError("SpaceMismatch", `The page's bundle speaks token space ${ours}, the server ${its}. Reload the page.`);
     }
-    await edge.use(null);
-    return edge;
+    await this.use(null);
   }
 
   /** Take a form and backend, proved first; what fails its golden check is not taken, and `running.notes` says so. */
@@ -117,9 +133,27 @@ export class Edge {
     return this.post("v1/search", SearchRequestSchema, this.question(question), SearchReplySchema);
   }
 
-  /** Where a hit's picture is. */
+  /** Where a hit's picture is; behind a key only `picture` can fetch it. */
   pictureOf(id: string): string {
     return new URL(`v1/pictures/${id}`, this.home).href;
+  }
+
+  /** A hit's picture. Throws Unavailable where there is none. */
+  async picture(id: string): Promise<Blob> {
+    const response = await fetch(this.pictureOf(id), { headers: this.headers() }).catch(() => null);
+    if (!response?.ok) throw new PocketlensError("Unavailable", "The hit's picture cannot be fetched. Is the server still running?");
+    return response.blob();
+  }
+
+  /** Throws Unauthenticated for a key that cannot be sent, or that others could read on its way. */
+  private headers(): Record<string, string> {
+    if (!this.key) return {};
+    const isLocal = ["localhost", "127.0.0.1", "[::1]"].includes(this.home.hostname);
+    if (this.home.protocol !== "https:" && !isLocal) {
+      throw new PocketlensError("Unauthenticated", "A key is not sent over a connection that others can read. Open the page over https.");
+    }
+    if (!/^[!-~]+$/.test(this.key)) throw new PocketlensError("Unauthenticated", "This is no key: one begins with plk_ and has no spaces.");
+    return { Authorization: `Bearer ${this.key}` };
   }
 
   private call<Result>(call: Call): Promise<Result> {
@@ -143,12 +177,12 @@ export class Edge {
     given: Given,
   ): Promise<{ reply: MessageShape<Given>; bytes: number; roundTrip: number }> {
     const body = toBinary(asked, message);
+    const headers = { "Content-Type": PROTOBUF, ...this.headers() };
     const begun = performance.now();
     let response: Response;
     let came: Uint8Array;
     try {
       const signal = AbortSignal.timeout(TIMEOUT_MS);
-      const headers = { "Content-Type": PROTOBUF };
       response = await fetch(new URL(path, this.home), { method: "POST", body: body as Uint8Array<ArrayBuffer>, headers, signal });
       came = new Uint8Array(await response.arrayBuffer());
     } catch (error) {

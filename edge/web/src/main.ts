@@ -16,6 +16,11 @@ const shown = find<HTMLImageElement>("shown");
 const file = find<HTMLInputElement>("file");
 const remove = find<HTMLButtonElement>("remove");
 const encoders = find<HTMLSelectElement>("encoder");
+const unlock = find<HTMLFormElement>("unlock");
+const key = find<HTMLInputElement>("key");
+
+const KEPT = "pocketlens-key"; // in this tab's storage: gone when the tab is
+const REFUSED = new Set(["Unauthenticated", "NotAllowed"]); // with another key it may go
 
 let edge: Edge | null = null;
 let picture: { bytes: Uint8Array; name: string } | null = null;
@@ -36,6 +41,7 @@ function complain(error: PocketlensError | null): void {
   answer.toggleAttribute("data-old", error !== null); // what is shown answers the question before
   if (!error) return;
   problem.dataset.kind = error.kind;
+  if (REFUSED.has(error.kind)) unlock.hidden = false;
   bring(problem);
 }
 
@@ -130,14 +136,26 @@ async function takeFile(given: File | null | undefined): Promise<void> {
   }
 }
 
-async function takeHit(source: string, name: string): Promise<void> {
+async function takeHit(id: string, name: string): Promise<void> {
   try {
-    const response = await fetch(source);
-    await take(new Uint8Array(await response.arrayBuffer()), name);
+    const fetched = await edge!.picture(id);
+    await take(new Uint8Array(await fetched.arrayBuffer()), name);
     words.focus();
-  } catch {
-    complain(badPicture("The hit's picture cannot be fetched. Is the server still running?"));
+  } catch (error) {
+    complain(plain(error));
   }
+}
+
+function showHit(image: HTMLImageElement, id: string): void {
+  if (!edge!.key) {
+    image.src = edge!.pictureOf(id);
+    return;
+  }
+  const shown = (picture: Blob) => {
+    image.src = URL.createObjectURL(picture);
+    image.addEventListener("load", () => URL.revokeObjectURL(image.src), { once: true });
+  };
+  edge!.picture(id).then(shown, () => image.dispatchEvent(new Event("error")));
 }
 
 find("choose").addEventListener("click", () => file.click());
@@ -242,8 +260,8 @@ function show(encoded: Encoded | null, came: Answer): void {
   answer.removeAttribute("data-old");
   find("nothing").hidden = true;
   const hits = reply.hits.map((hit, index) => {
-    const source = edge!.pictureOf(hit.id);
-    return hitItem(hit, index + 1, source, () => void takeHit(source, `hit ${index + 1}`));
+    const again = () => void takeHit(hit.id, `hit ${index + 1}`);
+    return hitItem(hit, index + 1, (image) => showHit(image, hit.id), again);
   });
   find("hits").replaceChildren(...hits);
   const found = hits.length === 0 ? "No picture matches" : hits.length === 1 ? "1 hit" : `${hits.length} hits`;
@@ -289,11 +307,44 @@ async function offerEncoders(): Promise<void> {
   }
 }
 
+// --- the key
+
+/** What this tab keeps; nothing where the browser keeps nothing for pages. */
+function keptKey(): string {
+  try {
+    return sessionStorage.getItem(KEPT) ?? "";
+  } catch {
+    return "";
+  }
+}
+
+function keep(given: string): void {
+  try {
+    sessionStorage.setItem(KEPT, given);
+  } catch {
+    // then until the page is left
+  }
+}
+
+unlock.addEventListener("submit", (event) => {
+  event.preventDefault();
+  const given = key.value.trim();
+  if (!given) return;
+  keep(given);
+  key.value = "";
+  unlock.hidden = true;
+  complain(null);
+  if (!edge) return void begin(given);
+  edge.key = given;
+  void ask();
+});
+
 // --- beginning
 
-async function begin(): Promise<void> {
+async function begin(given: string): Promise<void> {
+  say("Loading the encoder", "busy");
   try {
-    edge = await Edge.open();
+    edge = await Edge.open(undefined, given);
     const { server } = edge;
     tellEncoder();
     find("gallery").textContent = `Gallery: ${server.gallerySize.toLocaleString("en")} pictures. Bundle: ${server.bundle}.`;
@@ -311,4 +362,4 @@ async function begin(): Promise<void> {
   ready();
 }
 
-void begin();
+void begin(keptKey());

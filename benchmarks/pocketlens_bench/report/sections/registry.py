@@ -8,6 +8,7 @@ from pocketlens_bench.report.sections.latency import Latency
 from pocketlens_bench.report.sections.load import Load
 from pocketlens_bench.report.sections.network import Network
 from pocketlens_bench.report.sections.plan import Plan
+from pocketlens_bench.report.sections.refine import Refine
 from pocketlens_bench.report.sections.robustness import Robustness
 from pocketlens_bench.report.sections.scale import Scale, Tradeoff
 from pocketlens_bench.report.sections.section import Section
@@ -19,6 +20,7 @@ from pocketlens_bench.report.sections.zoo import Zoo
 SECTIONS: tuple[Section, ...] = (
     Accuracy(),
     Score(),
+    Refine(),
     Ablation(),
     Distil(),
     Zoo(),
