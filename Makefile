@@ -2,11 +2,14 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check proto web edge-binary clean
+.PHONY: help demo test check fuzz hostile proto web edge-binary clean
 
 # The first Python here that is new enough; `make PYTHON=... demo` takes another.
 PYTHON ?= $(shell for python in python3.13 python3.12 python3.11 python3; do \
 	if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then echo $$python; break; fi; done)
+
+BORDERS = messages filters http tokens pictures gallery
+SECONDS ?= 120
 
 PIP_FLAGS = --quiet --disable-pip-version-check
 
@@ -28,6 +31,16 @@ check: .venv/installed ## Style, types and import contracts
 	@PYRIGHT_PYTHON_IGNORE_WARNINGS=1 .venv/bin/pyright --pythonpath .venv/bin/python
 	@echo "Import contracts"
 	@.venv/bin/lint-imports --no-cache
+
+hostile: .venv/installed ## Try the checklist of hostile inputs against a server started for it: a minute
+	@.venv/bin/pocketlens-bench hostile
+
+fuzz: .venv/installed ## Look for hostile inputs nobody thought of; SECONDS=600 for each border (120), Linux on x86-64
+	@.venv/bin/python -m pip install $(PIP_FLAGS) --editable '.[fuzz]'
+	@mkdir -p build/fuzz
+	@for border in $(BORDERS); do echo "Fuzzing $$border, $(SECONDS) s"; \
+		.venv/bin/python tests/fuzz/atheris_run.py $$border --seconds $(SECONDS) >build/fuzz/$$border.log 2>&1 \
+			|| { tail -n 30 build/fuzz/$$border.log; exit 1; }; tail -n 1 build/fuzz/$$border.log; done
 
 proto: .venv/installed ## Write the generated code of the wire schema anew
 	@.venv/bin/python -m grpc_tools.protoc -Iprotos --python_out=protos --pyi_out=protos \

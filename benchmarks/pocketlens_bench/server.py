@@ -1,12 +1,12 @@
 """A real server as a process of its own, on loopback.
 
-Owns starting it, waiting for it, and stopping it. Called by latency.py."""
+Owns starting it, waiting for it, and stopping it. Called by latency.py and others."""
 
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +20,14 @@ GRACE_S = 15.0  # to finish after SIGTERM
 
 @dataclass(frozen=True)
 class Running:
-    """address: HOST:PORT. started: perf_counter() just before the process was made; ready_s: until its ready file."""
+    """address: HOST:PORT. started: perf_counter() just before the process was made; ready_s: until its ready file.
+    is_alive: whether the process still runs."""
 
     address: str
     started: float
     ready_s: float
     pid: int
+    is_alive: Callable[[], bool]
 
     def processor_s(self) -> float:
         """Seconds that its threads have worked so far. Linux only."""
@@ -72,7 +74,7 @@ def _running(command: list[object], processors: Sequence[int] = ()) -> Iterator[
                 os.sched_setaffinity(process.pid, processors)  # while it has one thread: those to come are bound too
         try:
             address = _wait(process, ready, log, started)
-            yield Running(address, started, perf_counter() - started, process.pid)
+            yield Running(address, started, perf_counter() - started, process.pid, lambda: process.poll() is None)
         finally:
             process.terminate()
             try:

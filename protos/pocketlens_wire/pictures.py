@@ -8,6 +8,7 @@ inside the graphs. Colour profiles are not applied; numbers are taken as sRGB.
 
 import io
 import os
+import re
 import stat
 import struct
 from collections.abc import Generator
@@ -34,6 +35,9 @@ from pocketlens_wire.errors import BadPicture
 
 MAX_PIXELS: Final = 50_000_000  # 50 MP: above any phone's usual output; 150 MB as RGB
 MIN_SIDE: Final = 8  # pixels; one JPEG block. Spacers and tracking pixels lie below, icons begin at 16
+MAX_SCANS: Final = (
+    100  # of a JPEG; programs write up to 18. Each may have 70 bytes, and costs a pass over all the pixels
+)
 MAX_FILE_BYTES: Final = 512 * 1024 * 1024  # an uncompressed 16-bit RGBA picture of 50 MP has 400 MB
 
 ENDINGS: Final = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"})
@@ -65,6 +69,9 @@ _DECODERS: Final[dict[str, type[ImageFile.ImageFile]]] = {
     "TIFF": TiffImagePlugin.TiffImageFile,
     "PPM": PpmImagePlugin.PpmImageFile,
 }
+
+_MARKER: Final = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # of a JPEG; a restart within a scan is none here
+_START_OF_SCAN, _END_OF_IMAGE, _NO_PARAMETERS = 0xDA, 0xD9, 0x01
 
 _EXIF_ORIENTATION: Final = 0x0112
 _TURN: Final[dict[int, Image.Transpose]] = {
@@ -112,8 +119,8 @@ def open_picture(
     Animations give their first frame. 16-bit greyscale is scaled, not clipped; integers beyond 16 bit and
     floating point beyond 0..255 are stretched between their own minimum and maximum.
     Raises BadPicture, naming the picture, what is wrong, the limit and the next step, when it is missing, not
-    a regular file, not JPEG, PNG, WEBP, GIF, BMP, TIFF or PPM, truncated or broken, above MAX_PIXELS or
-    MAX_FILE_BYTES, or has a side under MIN_SIDE.
+    a regular file, not JPEG, PNG, WEBP, GIF, BMP, TIFF or PPM, truncated or broken, above MAX_PIXELS,
+    MAX_FILE_BYTES or MAX_SCANS, or has a side under MIN_SIDE.
     """
     with _stream(source, name) as (stream, called):
         format_ = _format(stream, called)
@@ -122,8 +129,10 @@ def open_picture(
                 _check_size(_webp_size(stream), called)  # its decoder allocates the canvas when it opens
             picture = _DECODERS[format_](stream, called)
             _check_size(picture.size, called)
-            if near is not None and format_ == "JPEG":
-                picture.draft(None, (2 * near, 2 * near))
+            if format_ == "JPEG":
+                _check_scans(stream, called)
+                if near is not None:
+                    picture.draft(None, (2 * near, 2 * near))
             picture.load()
             return _plain(picture)
 
@@ -272,6 +281,28 @@ def _check_size(size: tuple[int, int], name: str) -> None:
             f"{name}: {width} x {height} pixels is too small to show anything; "
             f"each side needs at least {MIN_SIDE} pixels. Use a larger version."
         )
+
+
+def _check_scans(stream: BinaryIO, name: str) -> None:
+    """Refuse a JPEG of endless scans: libjpeg goes through all coefficients for each, however little it says.
+
+    Finds markers as libjpeg does: what is no marker is passed over. The stream is left where it stood."""
+    place = stream.tell()
+    stream.seek(0)
+    data = stream.getbuffer() if isinstance(stream, io.BytesIO) else stream.read()
+    stream.seek(place)
+    scans, at = 0, 2
+    while found := _MARKER.search(data, at):
+        marker, at = found[0][-1], found.end()
+        if marker == _END_OF_IMAGE:
+            return
+        if marker == _START_OF_SCAN and (scans := scans + 1) > MAX_SCANS:
+            raise BadPicture(
+                f"{name}: the JPEG has more than {MAX_SCANS} scans, where programs write up to 18; it is made to keep "
+                "decoders busy. Save it anew from its original."
+            )
+        if marker != _NO_PARAMETERS:
+            at += int.from_bytes(data[at : at + 2], "big")
 
 
 @contextmanager

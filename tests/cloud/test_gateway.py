@@ -6,6 +6,7 @@ import http.client
 import io
 import json
 import os
+import select
 import shutil
 import socket
 import threading
@@ -275,6 +276,60 @@ def test_a_slow_body_and_a_slow_head_are_not_waited_for(gate, toy, monkeypatch):
             pass
         assert time.monotonic() - began < 4
     monkeypatch.undo()
+    assert gate.search(toy.request()).status == 200
+
+
+LONG = b"POST /v1/search HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-protobuf\r\n"
+DECLARED, CHUNKED = "declared", "chunked"
+
+
+def pieces_of(how: str, size: int, piece: int = 8192) -> Iterator[bytes]:
+    """The head of a request, then `size` zeros of body a piece at a time, its length declared or not."""
+    yield LONG + (b"Transfer-Encoding: chunked\r\n\r\n" if how == CHUNKED else b"Content-Length: %d\r\n\r\n" % size)
+    for at in range(0, size, piece):
+        part = bytes(min(piece, size - at))
+        yield b"%x\r\n%s\r\n" % (len(part), part) if how == CHUNKED else part
+    if how == CHUNKED:
+        yield b"0\r\n\r\n"
+
+
+@pytest.fixture
+def taken(monkeypatch) -> list[int]:
+    """Bytes of each piece of a body that the gateway took in."""
+    sizes: list[int] = []
+    stream = gateway.Request.stream
+
+    async def counted(request: Any) -> Any:
+        async for piece in stream(request):
+            sizes.append(len(piece))
+            yield piece
+
+    monkeypatch.setattr(gateway.Request, "stream", counted)
+    return sizes
+
+
+@pytest.mark.parametrize("how", [DECLARED, CHUNKED])
+def test_who_sends_too_much_can_send_it_all_and_reads_why_it_is_refused(gate, taken, how):
+    size = 200_000
+    with gate.raw(b"") as line:
+        line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for piece in pieces_of(how, size):
+            assert select.select([line], [], [], 0.002)[0] == []  # no answer before the end, so none that is missed
+            line.sendall(piece)
+        came = line.makefile("rb").read()
+    head, _, body = came.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 413") and b"connection: close" in head.lower()
+    assert "65,536 bytes" in json.loads(body)["message"]
+    assert sum(taken) == size
+
+
+@pytest.mark.parametrize("how", [DECLARED, CHUNKED])
+def test_who_never_ends_is_not_read_beyond_a_mebibyte(gate, toy, taken, how):
+    with gate.raw(b"") as line, suppress(ConnectionError):
+        for piece in pieces_of(how, 64 << 20, 65_536):
+            line.sendall(piece)  # fails once the server has closed
+        pytest.fail("all 64 MiB were taken")
+    assert gateway.MAX_UNKEPT_BYTES < sum(taken) < gateway.MAX_UNKEPT_BYTES + 256 * 1024
     assert gate.search(toy.request()).status == 200
 
 

@@ -175,6 +175,7 @@ def test_only_pictures_inside_the_folder_are_listed(folder, tmp_path, draw_pictu
     (folder / "out").symlink_to(tmp_path / "outside")
     (folder / "stays-in.png").symlink_to(folder / "0.png")
     (folder / "dangling.png").symlink_to(folder / "nowhere.png")
+    (folder / "circle.png").symlink_to("circle.png")
     os.mkfifo(folder / "pipe.png")
     (folder / "folder.png").mkdir()
     assert list_pictures(folder) == [*(f"{i}.png" for i in range(10)), "deep/er/UPPER.PNG", "stays-in.png"]

@@ -124,6 +124,7 @@ def kept(**changes: Any) -> dict[str, Any]:
     ("held", "message"),
     [
         ("{", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),  # deeper than the parser goes
         ([], "is not a file of keys of format 1"),
         ({"format": 2, "keys": []}, "is not a file of keys of format 1"),
         ({"format": 1, "keys": {}}, "is not a file of keys"),

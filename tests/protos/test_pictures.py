@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, JpegImagePlugin
 from pocketlens_wire.errors import BadPicture
 from pocketlens_wire.pictures import MAX_FILE_BYTES, MAX_PIXELS, MIN_SIDE, PictureSpec, fit, open_picture
 
@@ -466,3 +466,32 @@ def test_a_file_that_fails_while_being_read():
 
     with pytest.raises(BadPicture, match=r"card: cannot be read \(Input/output error\)"):
         open_picture(Failing(), name="card")  # type: ignore[arg-type]
+
+
+# --- JPEGs of endless scans
+
+
+def scanned(extra: int) -> bytes:
+    """A progressive JPEG whose second scan comes `extra` times more, with padding before a marker as libjpeg allows."""
+    whole = encoded(painted(), "JPEG", progressive=True)
+    first, second, third = (found.start() for found in list(re.finditer(rb"\xff\xda", whole))[:3])
+    assert first < second < third
+    return whole[:second] + (whole[second:third] + b"\xff" * 3) * extra + whole[second:]
+
+
+def test_a_jpeg_of_endless_scans_is_refused_before_it_is_decoded(monkeypatch):
+    few, many = scanned(80), scanned(100)
+    assert open_picture(few).size == (40, 24)
+    monkeypatch.setattr(JpegImagePlugin.JpegImageFile, "load", lambda _: pytest.fail("it was decoded"))
+    for source in (many, io.BytesIO(many * 2)):
+        with pytest.raises(BadPicture, match=r"more than 100 scans.*Save it anew"):
+            open_picture(source)
+
+
+def test_scans_are_counted_where_they_are_scans(tmp_path):
+    plain = encoded(painted(), "JPEG")
+    note = b"\xff\xda" * 1000  # in a comment these bytes say nothing, and after the picture's end neither
+    (tmp_path / "noted.jpg").write_bytes(
+        plain[:2] + b"\xff\xfe" + struct.pack(">H", len(note) + 2) + note + plain[2:] + note
+    )
+    assert open_picture(tmp_path / "noted.jpg").tobytes() == open_picture(plain).tobytes()

@@ -13,6 +13,7 @@ from pocketlens_bench.cli import (
     accuracy,
     chaos,
     distil_pace,
+    hostile,
     indexing,
     latency,
     load,
@@ -34,8 +35,8 @@ from pocketlens_bench.cli.root import commands
 from pocketlens_bench.command_line import remember_command
 
 __all__ = [
-    "ablation", "accuracy", "app", "chaos", "distil_pace", "indexing", "latency", "load", "network", "paper", "plan",
-    "refine", "report", "robustness", "scale", "score", "serving", "start", "tokens", "workers", "zoo",
+    "ablation", "accuracy", "app", "chaos", "distil_pace", "hostile", "indexing", "latency", "load", "network", "paper",
+    "plan", "refine", "report", "robustness", "scale", "score", "serving", "start", "tokens", "workers", "zoo",
 ]  # fmt: skip
 
 

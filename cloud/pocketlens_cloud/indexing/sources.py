@@ -117,10 +117,10 @@ def list_pictures(folder: Path) -> list[str]:
     for at, _, names in os.walk(home, onerror=_raise, followlinks=False):
         for name in names:
             path = Path(at, name)
-            if not is_picture(name):
+            if not is_picture(name) or not path.is_file():  # first: a link that leads to itself cannot be resolved
                 continue
             real = path.resolve() if path.is_symlink() else path
-            if real.is_file() and real.is_relative_to(home):
+            if real.is_relative_to(home):
                 found.append(path.relative_to(home).as_posix())
     return sorted(found)
 

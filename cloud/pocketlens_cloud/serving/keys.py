@@ -125,7 +125,7 @@ def parse(data: bytes, file: Path) -> list[Key]:
     """The keys that a file's bytes hold, all or nothing. Raises ServerFault, naming file and key."""
     try:
         raw = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ServerFault(f"{file}: is not JSON ({error})") from error
     is_ours = isinstance(raw, dict) and raw.keys() == {"format", "keys"} and raw["format"] == FORMAT
     if not is_ours or not isinstance(raw["keys"], list):
