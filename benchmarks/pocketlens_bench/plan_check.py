@@ -59,8 +59,8 @@ def check(
     Raises the PocketlensError of whatever part fails."""
     load, began = load_now(), perf_counter()
     split = processors()
-    batch = Limits(runs=max(1, len(split.measured) // threads), kept=0)
     composer = Composer.load(bundle, threads=threads, precision=precision)
+    batch = Limits(runs=max(1, len(split.measured) // threads), kept=0, packs=composer.packs)
     texts = Texts(composer, seed)
     asked = texts.some(DISTINCT)
     requests, rows = texts.requests_of(asked), texts.rows_of(asked)

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple, final
 import numpy as np
 from pocketlens_cloud.compose import Composer
 from pocketlens_cloud.serving.batching import Limits
-from pocketlens_cloud.towers import Row, buckets
+from pocketlens_cloud.towers import Row
 from pocketlens_samples.language import vocabulary
 from pocketlens_samples.queries import composed_set
 from pocketlens_wire.errors import ServerFault
@@ -101,8 +101,8 @@ def measure(
     run of the text tower. Raises the PocketlensError of whatever part fails."""
     load, began = load_now(), perf_counter()
     split = processors()
-    limits = Limits(runs=max(1, len(split.measured) // threads), kept=0)
     composer = Composer.load(bundle, threads=threads, precision=precision)
+    limits = Limits(runs=max(1, len(split.measured) // threads), kept=0, packs=composer.packs)
     texts = Texts(composer, seed)
     with tempfile.TemporaryDirectory(prefix="pocketlens-bench-") as folder:
         shelf = Path(folder) / "gallery"
@@ -268,7 +268,7 @@ def bare_tower(composer: Composer, rows: Sequence[Row], limits: Limits, seconds:
 def _grouped(lengths: Sequence[int], within: range, limits: Limits) -> Iterator[list[int]]:
     """Of as many rows as wait at once in the closed loop, those that are read together."""
     here = list(within)
-    for group in buckets([lengths[at] for at in here], most_rows=limits.most_rows, most_tokens=limits.most_tokens):
+    for group in limits.groups([lengths[at] for at in here]):
         yield [here[at] for at in group]
 
 

@@ -1,9 +1,9 @@
 """The service as a model: questions arrive, are let in or turned away, checked, read in batches, searched, answered.
 
-Owns the clock and the stations; how a run is put together is the service's own `buckets` under its own `Limits`, and
-who is turned away follows serving/front.py. What everything costs comes in (calibrate.py measures it). Not modelled:
-deadlines that pass while a row waits, rows remembered or shared, and how long Python keeps its lock at a time. Called
-by plan.py and plan_check.py; tests hold it to closed forms."""
+Owns the clock and the stations; how a run is put together is the service's own `Limits`, and who is turned away
+follows serving/front.py. What everything costs comes in (calibrate.py measures it). Not modelled: deadlines that pass
+while a row waits, rows remembered or shared, and how long Python keeps its lock at a time. Called by plan.py and
+plan_check.py; tests hold it to closed forms."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pocketlens_cloud.serving.batching import SMOOTHING, Limits
 from pocketlens_cloud.serving.front import HANDS, MAX_INSIDE, PATIENCE_S
-from pocketlens_cloud.towers import buckets
 
 Seconds = NDArray[np.float64]
 Then = Callable[[], None]
@@ -304,9 +303,7 @@ class _Front:
     def _pump(self) -> None:
         limits = self._house.batch
         while self._running < limits.runs and self._waiting:
-            groups = buckets(
-                [tokens for tokens, _ in self._waiting], most_rows=limits.most_rows, most_tokens=limits.most_tokens
-            )
+            groups = limits.groups([tokens for tokens, _ in self._waiting])
             taken = set(next(group for group in groups if 0 in group))  # the row that waits longest, and its company
             batch = [self._waiting[at] for at in sorted(taken)]
             self._waiting = [row for at, row in enumerate(self._waiting) if at not in taken]

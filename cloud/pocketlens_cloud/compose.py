@@ -136,6 +136,11 @@ class Composer:
         """Execution provider of the text tower."""
         return self._tower.provider
 
+    @property
+    def packs(self) -> bool:
+        """Whether the text tower reads no padding."""
+        return self._tower.packs
+
     def compose(self, sentence: Sentence | None, words: Words, mode: Mode) -> Composed:
         """The query vector of one question: sentence (k, width) or None; words, "" or modifiers.
 

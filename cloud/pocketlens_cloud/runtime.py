@@ -57,6 +57,11 @@ class Graph:
         """The execution provider that runs this graph, e.g. CPUExecutionProvider."""
         return self._session.get_providers()[0]
 
+    @property
+    def properties(self) -> Mapping[str, str]:
+        """What the graph says of itself, as whoever wrote it chose."""
+        return self._session.get_modelmeta().custom_metadata_map
+
     def require(self, *, inputs: Collection[str], outputs: Collection[str]) -> "Graph":
         """Return self if the graph takes exactly `inputs` and gives at least `outputs`; else BadBundle."""
         takes = {tensor.name for tensor in self._session.get_inputs()}

@@ -62,6 +62,16 @@ class Service:
         self.modes: list[Mode] = [mode for mode in composer.modes if composer.vector_of(mode) in gallery.vectors]
         self._default_mode: Mode = "tuned" if "tuned" in self.modes else "zero-shot"
 
+    @property
+    def provider(self) -> str:
+        """Execution provider of the text tower."""
+        return self._composer.provider
+
+    @property
+    def packs(self) -> bool:
+        """Whether the text tower reads no padding."""
+        return self._composer.packs
+
     def describe(self) -> pb.DescribeReply:
         """What this service speaks and allows."""
         manifest, gallery = self._manifest, self._gallery

@@ -11,7 +11,7 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 from pocketlens_wire.errors import BadBundle
-from pocketlens_wire.manifest import CloudManifest, TowerGraph
+from pocketlens_wire.manifest import PACKS, CloudManifest, TowerGraph
 
 from pocketlens_cloud.runtime import Graph
 
@@ -50,6 +50,20 @@ def buckets(
         yield group
 
 
+def packs(lengths: Sequence[int], *, most_rows: int = MAX_ROWS, most_tokens: int | None = None) -> Iterator[list[int]]:
+    """Indices grouped in the order they stand in, for a tower that reads no padding: as many as go into one run."""
+    group: list[int] = []
+    tokens = 0
+    for index, length in enumerate(lengths):
+        if group and (len(group) == most_rows or (most_tokens is not None and tokens + length > most_tokens)):
+            yield group
+            group, tokens = [], 0
+        group.append(index)
+        tokens += length
+    if group:
+        yield group
+
+
 def _form(manifest: CloudManifest, tower: str, forms: dict[str, TowerGraph], precision: str) -> TowerGraph:
     """The form of a tower that was asked for. Raises BadBundle."""
     if precision not in forms:
@@ -72,6 +86,8 @@ class TextTower:
         self._pad = manifest.text.pad
         self._fixed_length = manifest.context if manifest.text.fixed_length else 0
         self._dim = manifest.dim
+        self.packs = self._graph.properties.get(PACKS) == "yes"
+        """Whether it reads no padding, so that rows of any lengths go together."""
 
     @property
     def provider(self) -> str:
@@ -80,7 +96,7 @@ class TextTower:
     def run(self, rows: Sequence[Row]) -> NDArray[np.float32]:
         """Unit text features (rows, dim), in the order of `rows`."""
         text = np.empty((len(rows), self._dim), np.float32)
-        for group in buckets([len(row.ids) for row in rows]):
+        for group in (packs if self.packs else buckets)([len(row.ids) for row in rows]):
             text[group] = self._run_padded([rows[index] for index in group])
         return text
 

@@ -10,10 +10,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import onnx
 import torch
 import torch.nn.functional as F
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from pocketlens_training.teachers.teacher import ImageModule, TextModule
+from pocketlens_wire.manifest import PACKS
 from torch import Tensor, nn
 from torch.export import Dim
 
@@ -118,6 +120,15 @@ def write_text_tower(tower: TextModule, path: Path, *, width: int, context: int,
         {0: batch},
     )
     write_graph(UnitText(tower), path, inputs=inputs, outputs=["text"], dynamic=free)
+    if tower.packs:
+        _note_packing(path)
+
+
+def _note_packing(path: Path) -> None:
+    """Say in the graph that it reads no padding."""
+    model = onnx.load(path)
+    onnx.helper.set_model_props(model, {PACKS: "yes"})
+    onnx.save(model, path)
 
 
 def write_rows_graph(

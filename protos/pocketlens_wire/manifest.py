@@ -63,6 +63,7 @@ class Prompts:
 # Most exact first. .ort: ONNX Runtime's own format; .symmetric: without zero points, the int8 that TensorRT reads.
 FORMS: Final = ("fp32", "fp32.ort", "fp16", "int8", "int8.ort", "int8.symmetric")
 TOWER_FORMS: Final = ("fp32", "int8")
+PACKS: Final = "pocketlens.packs"  # property of a text tower's graph that reads no padding: "yes"
 CLEANING: Final = ("plain", "ftfy", "html", "punctuation", "lower", "spaces")
 
 

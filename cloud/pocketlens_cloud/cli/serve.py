@@ -389,7 +389,7 @@ def _run(
                 on_ready=on_ready,
                 stop=stop,
                 beside=operations.beside(page),
-                batch=limits_for(service.describe().provider, runs=_runs(asked), kept=asked.remember),
+                batch=limits_for(service.provider, runs=_runs(asked), kept=asked.remember, packs=service.packs),
                 credentials=security.tls.credentials() if security.tls else None,
                 interceptors=[*operations.interceptors, DoorInterceptor(security.door())],
                 further=[*operations.further, *further],

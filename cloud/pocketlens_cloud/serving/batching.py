@@ -8,7 +8,7 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pocketlens_wire.errors import TooLate
 
-from pocketlens_cloud.towers import MAX_ROWS, Row, buckets
+from pocketlens_cloud.towers import MAX_ROWS, Row, buckets, packs
 
 log = logging.getLogger(__name__)
 
@@ -33,19 +33,27 @@ SMOOTHING: Final = 0.2  # weight of the newest run in the estimate of the tower'
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """most_rows, most_tokens: of one run; a single row may be longer. runs: at once. kept: features remembered."""
+    """most_rows, most_tokens: of one run; a single row may be longer. runs: at once. kept: features remembered.
+    packs: the tower reads no padding."""
 
     most_rows: int = MAX_ROWS
     most_tokens: int = MAX_TOKENS
     runs: int = 1
     kept: int = KEPT
+    packs: bool = False
+
+    def groups(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Indices of rows that are read together. A tower that reads padding gets rows of like lengths, another one
+        the rows as they stand."""
+        group = packs if self.packs else buckets
+        return group(lengths, most_rows=self.most_rows, most_tokens=self.most_tokens)
 
 
-def limits_for(provider: str, *, runs: int, kept: int = KEPT) -> Limits:
+def limits_for(provider: str, *, runs: int, kept: int = KEPT, packs: bool = False) -> Limits:
     """Limits for the execution provider that runs the tower. runs: at once where that is the CPU; a GPU has one."""
     if provider == "CPUExecutionProvider":
-        return Limits(runs=runs, kept=kept)
-    return Limits(most_tokens=MAX_TOKENS_ELSEWHERE, kept=kept)
+        return Limits(runs=runs, kept=kept, packs=packs)
+    return Limits(most_tokens=MAX_TOKENS_ELSEWHERE, kept=kept, packs=packs)
 
 
 @dataclass
@@ -144,15 +152,13 @@ class Batcher:
             run.add_done_callback(partial(self._ended, batch))
 
     def _taken(self) -> list[_Waiting]:
-        """The next run: the most urgent row and those that go with it at little padding."""
+        """The next run: the most urgent row and those that go with it."""
         self._drop_what_nobody_waits_for()
         if not self._waiting:
             return []
-        queue = list(self._waiting.values())
-        urgent = min(range(len(queue)), key=lambda at: (queue[at].until, queue[at].since))
-        lengths = [len(each.row.ids) for each in queue]
-        groups = buckets(lengths, most_rows=self._limits.most_rows, most_tokens=self._limits.most_tokens)
-        batch = [queue[at] for at in next(group for group in groups if urgent in group)]
+        queue = sorted(self._waiting.values(), key=lambda each: (each.until, each.since))
+        groups = self._limits.groups([len(each.row.ids) for each in queue])
+        batch = [queue[at] for at in next(group for group in groups if 0 in group)]
         for each in batch:
             del self._waiting[each.key]
             self._reading[each.key] = each
@@ -218,7 +224,7 @@ class Batcher:
         self.on_run(len(lengths))
         self.counts.rows += len(lengths)
         self.counts.tokens += tokens
-        self.counts.padding += len(lengths) * max(lengths) - tokens
+        self.counts.padding += 0 if self._limits.packs else len(lengths) * max(lengths) - tokens
         speed = tokens / max(took_s, 1e-6)
         if len(lengths) > 1 or not self._tokens_per_s:  # a lone row says little of what a full run reads
             old = self._tokens_per_s or speed

@@ -23,6 +23,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from pocketlens_training.recipe import PROMPTS
+from pocketlens_training.teachers.packing import Packing
 from pocketlens_training.teachers.teacher import CannotTeach, ImageModule, Teacher, TextModule, frozen
 from pocketlens_training.teachers.tokenizing import CLEANED, byte_pairs, clip_layout, probed_layout, read_tokenizer
 
@@ -131,12 +132,13 @@ class OpenClipText(TextModule):
         self.project = tower.text_projection
         self.pooled = getattr(tower, "text_pool_type", None) or tower.pool_type
         self.register_buffer("mask", tower.attn_mask, persistent=False)
+        self._sees_what_came_before = _is_causal(tower.attn_mask)
 
     def forward(
         self, token_ids: Tensor, sentence: Tensor, sentence_start: Tensor, sentence_length: Tensor, end: Tensor
     ) -> Tensor:
-        if self._only_the_end_counts():
-            return self._at_the_end(self._embedded(token_ids, sentence, sentence_start, sentence_length), end)
+        if self.packs:
+            return self._packed(self._embedded(token_ids, sentence, sentence_start, sentence_length), end)
         x = self._states(token_ids, sentence, sentence_start, sentence_length)
         if self.pooled == "last":
             x = x[:, -1]
@@ -172,22 +174,24 @@ class OpenClipText(TextModule):
     def _mask_of(self, x: Tensor) -> Tensor | None:
         return None if self.mask is None else self.mask[: x.shape[1], : x.shape[1]]
 
-    def _only_the_end_counts(self) -> bool:
-        """Whether of the last block no more is needed than what it makes of the end token."""
-        pools_the_end = self.pooled not in ("last", "first") and self.mask is not None
-        is_plain = type(self.transformer.resblocks[-1]).__name__ == "ResidualAttentionBlock"
-        return pools_the_end and is_plain and self.transformer.batch_first
+    @property
+    def packs(self) -> bool:
+        return (
+            self._sees_what_came_before
+            and self.pooled not in ("last", "first")
+            and all(_is_plain(block) for block in self.transformer.resblocks)
+        )
 
-    def _at_the_end(self, x: Tensor, end: Tensor) -> Tensor:
-        """As the whole tower, but the last block's queries and its wide layer are computed at the end token alone."""
+    def _packed(self, x: Tensor, end: Tensor) -> Tensor:
+        """As the whole tower, but no layer reads padding, and the last block is computed at the end token alone."""
         assert self.mask is not None
+        packing, mask = Packing(end, x.shape[1]), self.mask[: x.shape[1], : x.shape[1]]
+        x = packing.pack(x)
         *blocks, last = self.transformer.resblocks
         for block in blocks:
-            x = block(x, attn_mask=self._mask_of(x))
-        at = end[:, None, None].expand(-1, 1, x.shape[2])
-        known, seen = last.ln_1(x), self.mask.index_select(0, end)[:, : x.shape[1]]
-        heads = seen.repeat_interleave(last.attn.num_heads, 0)[:, None]
-        y = x.gather(1, at) + last.ls_1(last.attention(known.gather(1, at), known, known, attn_mask=heads))
+            x = x + block.ls_1(packing.attended(block.attn, block.ln_1(x), mask))
+            x = x + block.ls_2(block.mlp(block.ln_2(x)))
+        y = packing.ends(x) + last.ls_1(packing.attended_at_the_end(last.attn, last.ln_1(x)))
         y = y + last.ls_2(last.mlp(last.ln_2(y)))
         return self._projected(self.norm(y).squeeze(1))
 
@@ -195,6 +199,16 @@ class OpenClipText(TextModule):
         if self.project is None:
             return x
         return self.project(x) if isinstance(self.project, nn.Linear) else x @ self.project
+
+
+def _is_causal(mask: Tensor | None) -> bool:
+    """Whether each token sees itself and those before it, and so nothing of the padding."""
+    return mask is not None and torch.equal(mask == 0, torch.ones_like(mask).tril() > 0)
+
+
+def _is_plain(block: nn.Module) -> bool:
+    """Whether a block is open_clip's usual one, of which `_packed` knows the parts."""
+    return type(block).__name__ == "ResidualAttentionBlock" and isinstance(block.attn, nn.MultiheadAttention)
 
 
 class OpenClipImage(ImageModule):

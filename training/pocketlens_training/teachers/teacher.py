@@ -37,6 +37,7 @@ class TextModule(nn.Module, ABC):
     """Token rows with a sentence in them -> raw text feature."""
 
     words: nn.Embedding  # (vocabulary, width): sentence tokens lie in their space
+    packs = False  # whether `forward` reads no padding, so that rows of any lengths go together at no cost
 
     @abstractmethod
     def forward(
