@@ -95,6 +95,26 @@ def test_what_waits_while_the_tower_is_busy_is_read_together_and_not_beyond_the_
     assert [len(rows) for rows in tower.runs] == [1, 6, 4]
 
 
+def test_a_tower_that_reads_no_padding_takes_the_most_urgent_of_any_length():
+    tower = Tower(held=True)
+
+    async def body(batcher):
+        first = asyncio.create_task(batcher.read([row(1)]))
+        await begun(tower)
+        lengths_and_deadlines = [(30, 4), (5, 1), (20, 3), (9, 2)]
+        others = [
+            asyncio.create_task(batcher.read([row(*[n] * n)], time.monotonic() + 100 * deadline))
+            for n, deadline in lengths_and_deadlines
+        ]
+        await asyncio.sleep(0)
+        tower.go_on.set()
+        await asyncio.gather(first, *others)
+        return batcher.counts
+
+    assert run(body, tower, Limits(most_tokens=34, kept=0, packs=True)).padding == 0
+    assert [[len(each.ids) for each in rows] for rows in tower.runs] == [[1], [5, 9, 20], [30]]
+
+
 def test_the_most_urgent_question_goes_first_and_long_rows_do_not_pad_short_ones():
     tower = Tower(held=True)
 

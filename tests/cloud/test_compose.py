@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pocketlens_cloud.compose import Composer
 from pocketlens_cloud.tokenizer import Tokenizer
-from pocketlens_cloud.towers import MAX_PADDING, MAX_ROWS, buckets
+from pocketlens_cloud.towers import MAX_PADDING, MAX_ROWS, buckets, packs
 from pocketlens_cloud.wording import STEPS, cleaned
 from pocketlens_wire.errors import BadBundle, BadQuery
 from pocketlens_wire.manifest import CLEANING, TextLayout
@@ -73,6 +73,12 @@ def test_one_querys_rows_share_a_run_and_thousands_fall_apart_by_length():
         longest = max(lengths[i] for i in group)
         assert len(group) <= MAX_ROWS
         assert sum(longest - lengths[i] for i in group) <= MAX_PADDING
+
+
+def test_a_tower_without_padding_takes_rows_as_they_stand():
+    assert list(packs([])) == []
+    assert list(packs([40, 9, 32, 50, 90, 3], most_rows=3, most_tokens=81)) == [[0, 1, 2], [3], [4], [5]]
+    assert [len(group) for group in packs([77] * 100)] == [MAX_ROWS, 100 - MAX_ROWS]
 
 
 def test_an_empty_query_is_refused(composer):

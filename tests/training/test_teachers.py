@@ -10,6 +10,7 @@ from PIL import Image
 from pocketlens_export.graphs import RawAndUnitImage, UnitText, write_pixels_graph, write_text_tower
 from pocketlens_training.teachers.naming import FAMILIES, load_teacher
 from pocketlens_training.teachers.teacher import CannotTeach
+from pocketlens_wire.manifest import PACKS
 from pocketlens_wire.pictures import fit
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -159,6 +160,21 @@ def test_gradients_reach_the_sentence_and_nothing_else(family):
     assert all(parameter.grad is None for parameter in teacher.text.parameters())
 
 
+@torch.no_grad()
+def test_a_causal_tower_reads_no_padding(weights):
+    teacher = teacher_of(weights, "clip-vit")
+    ids, start, length, end = rows(teacher, TEXTS)
+    assert len(set(end.tolist())) > 1
+    read = []
+    blocks = teacher.text.transformer.resblocks
+    hooks = [block.mlp.register_forward_hook(lambda _, given, __: read.append(given[0].shape[:2])) for block in blocks]
+    teacher.text(ids, torch.zeros(4, 1, teacher.word_width), start, length, end)
+    for hook in hooks:
+        hook.remove()
+    assert read == [(1, int((end + 1).sum())), (4, 1)]  # all tokens, then the end tokens
+    assert not teacher_of(weights, "mobileclip").text.packs  # its tokens see the padding
+
+
 def test_the_exported_graphs_are_the_librarys(family, tmp_path):
     import onnxruntime
 
@@ -169,6 +185,7 @@ def test_the_exported_graphs_are_the_librarys(family, tmp_path):
         outputs=["image_raw", "image", "places"],
     )  # fmt: skip
     text = onnxruntime.InferenceSession(tmp_path / "text.onnx")
+    assert (text.get_modelmeta().custom_metadata_map.get(PACKS) == "yes") == teacher.text.packs
     for count, k in ((1, 0), (3, 4), (2, 1)):
         ids, start, length, end = rows(teacher, TEXTS[:count], k)
         sentence = torch.randn(count, max(1, k), teacher.word_width)
