@@ -39,8 +39,8 @@ class Packing:
     def attended(self, attention: nn.MultiheadAttention, tokens: Tensor, mask: Tensor) -> Tensor:
         """Self-attention of (1, tokens, width) within each row. mask: (length, length), added to the scores."""
         made = F.linear(tokens, attention.in_proj_weight, attention.in_proj_bias)
-        seen = _seen(*self.unpack(made).chunk(3, -1), mask, attention.num_heads)
-        return attention.out_proj(self.pack(seen))
+        queries, keys, values = self.unpack(made).chunk(3, -1)
+        return attention.out_proj(self.pack(_seen(queries, keys, values, mask, attention.num_heads)))
 
     def attended_at_the_end(self, attention: nn.MultiheadAttention, tokens: Tensor) -> Tensor:
         """What `attended` gives at the end tokens alone, which see all tokens of their row: (rows, 1, width)."""
