@@ -73,6 +73,7 @@ def test_harm_is_noticed(target, monkeypatch):
         assert "answered otherwise" in run._row(good, target)["harm"]
     with monkeypatch.context() as patch:
         patch.setattr("pocketlens_bench.hostile.target._SERVING", 99)
+        patch.setattr("pocketlens_bench.hostile.target.HEALTHY_S", 1.0)
         assert "not SERVING" in run._row(good, target)["harm"]
     with monkeypatch.context() as patch:
         patch.setattr(target, "question", lambda **_: run_of_nothing(target))

@@ -214,7 +214,7 @@ def picture(body: bytes) -> None:
 
 def gallery_message(body: bytes) -> None:
     """What Gallery.Add reads of a message before it touches the gallery."""
-    read = server._reader(gallery_pb2.AddRequest)
+    read = server.reader(gallery_pb2.AddRequest)
 
     async def arrive() -> None:
         async def messages() -> Any:

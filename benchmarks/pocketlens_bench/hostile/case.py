@@ -11,6 +11,7 @@ from pocketlens_wire.errors import (
     BadPicture,
     BadQuery,
     NotAllowed,
+    Overloaded,
     PocketlensError,
     SpaceMismatch,
     Unauthenticated,
@@ -45,6 +46,7 @@ def ending_of_call(error: grpc.RpcError) -> str:
 REFUSED: Final = ending(BadQuery)
 MISMATCH: Final = ending(SpaceMismatch)
 NO_PICTURE: Final = ending(BadPicture)
+BUSY: Final = ending(Overloaded)  # no ending of a case: it is tried again
 NO_KEY: Final = ending(Unauthenticated)
 FORBIDDEN: Final = ending(NotAllowed)
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from time import sleep
 from typing import Any, Final, final
 
 import grpc
@@ -19,10 +20,12 @@ from pocketlens_wire.tokens import Encoding, pack
 from pocketlens_wire.v1 import gallery_pb2, gallery_pb2_grpc, retrieval_pb2_grpc
 from pocketlens_wire.v1 import retrieval_pb2 as pb
 
-from pocketlens_bench.hostile.case import ANSWERED, Lacking, ending, ending_of_call
+from pocketlens_bench.hostile.case import ANSWERED, BUSY, Lacking, ending, ending_of_call
 from pocketlens_bench.hostile.http2 import Line
 
 DEADLINE_S: Final = 30.0
+HEALTHY_S: Final = 20.0
+TRIES, AGAIN_S = 50, 0.2
 WORDS: Final = "the same in red"
 TOKENS: Final = 4
 PROTOBUF: Final = "application/x-protobuf"
@@ -226,21 +229,37 @@ class Target:
         return reply.SerializeToString(deterministic=True)
 
     def _ask(self) -> pb.SearchReply:
+        """The good question's answer; who is turned away on a busy machine asks again. Raises Harmed."""
         stub = retrieval_pb2_grpc.RetrievalStub(self._channel)
-        try:
-            return stub.Search(self.question(), timeout=DEADLINE_S, metadata=self.bearer, wait_for_ready=True)
-        except grpc.RpcError as error:
-            raise Harmed(f"the good question is not answered: {ending_of_call(error)}") from error
+        came = ""
+        for _ in range(TRIES):
+            try:
+                return stub.Search(self.question(), timeout=DEADLINE_S, metadata=self.bearer, wait_for_ready=True)
+            except grpc.RpcError as error:
+                came = ending_of_call(error)
+            if came != BUSY:
+                break
+            sleep(AGAIN_S)
+        raise Harmed(f"the good question is not answered: {came}")
 
     def _check_health(self) -> None:
+        """Says SERVING, or does so again in time: on a busy machine a canary may be late. Raises Harmed."""
         stub: Any = health_pb2_grpc.HealthStub(self._channel)
-        try:
-            for name in ("", "pocketlens.v1.Retrieval"):
-                came = stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=DEADLINE_S, wait_for_ready=True)
-                if came.status != _SERVING:
-                    raise Harmed(f"health of `{name}` is not SERVING")
-        except grpc.RpcError as error:
-            raise Harmed(f"health is not answered: {ending_of_call(error)}") from error
+        for name in ("", "pocketlens.v1.Retrieval"):
+            came = "nothing"
+            try:
+                watched = stub.Watch(
+                    health_pb2.HealthCheckRequest(service=name), timeout=HEALTHY_S, wait_for_ready=True
+                )
+                for reply in watched:
+                    if (came := reply.status) == _SERVING:
+                        watched.cancel()
+                        break
+            except grpc.RpcError as error:
+                if came == "nothing":
+                    raise Harmed(f"health is not answered: {ending_of_call(error)}") from error
+            if came != _SERVING:
+                raise Harmed(f"health of `{name}` is not SERVING, for {HEALTHY_S:g} s")
 
 
 class Harmed(Exception):
