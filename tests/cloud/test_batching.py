@@ -115,6 +115,23 @@ def test_a_tower_that_reads_no_padding_takes_the_most_urgent_of_any_length():
     assert [[len(each.ids) for each in rows] for rows in tower.runs] == [[1], [5, 9, 20], [30]]
 
 
+def test_the_expected_wait_is_that_of_all_runs_together():
+    tower = Tower(held=True)
+
+    async def body(batcher):
+        batcher._tokens_per_s = 10.0
+        reading = [asyncio.create_task(batcher.read([row(n)])) for n in (1, 2)]
+        await begun(tower)
+        waiting = asyncio.create_task(batcher.read([row(*range(1, 41))]))
+        await asyncio.sleep(0)
+        expected = batcher.expected_wait_s
+        tower.go_on.set()
+        await asyncio.gather(*reading, waiting)
+        return expected
+
+    assert run(body, tower, Limits(most_rows=1, runs=2, kept=0)) == 2.0  # 40 tokens, 10 a second by each of two
+
+
 def test_the_most_urgent_question_goes_first_and_long_rows_do_not_pad_short_ones():
     tower = Tower(held=True)
 

@@ -15,7 +15,9 @@ from pathlib import Path
 import grpc
 import pytest
 from pocketlens_cloud.cli import app
+from pocketlens_cloud.compose import Composer
 from pocketlens_cloud.gallery.embedded import EmbeddedGallery
+from pocketlens_cloud.serving import server
 from pocketlens_wire.v1 import retrieval_pb2 as pb
 from pocketlens_wire.v1.retrieval_pb2_grpc import RetrievalStub
 from qdrant.servers import SERVERS
@@ -256,3 +258,17 @@ def test_a_promoted_version_is_served_without_a_restart(engine, invoke, spawn, p
 def test_serve_is_told_one_gallery(invoke):
     for arguments in ([], ["--gallery", "g", "--qdrant", "http://127.0.0.1:1"], ["--collection", "shop"]):
         assert "with --gallery" in invoke("serve", *arguments).stderr
+
+
+@pytest.mark.parametrize("packs", [True, False])
+def test_serve_batches_as_the_tower_reads(own_gallery, invoke, monkeypatch, packs):
+    taken = []
+
+    async def run(*_args, batch, **_more):
+        taken.append(batch)
+
+    monkeypatch.setattr(server, "run", run)
+    monkeypatch.setattr(Composer, "packs", packs)
+    told = invoke("serve", "--gallery", own_gallery, "--port", 0, "--runs", 2, "--remember", 3)
+    assert told.exit_code == 0, told.output
+    assert [(batch.packs, batch.runs, batch.kept) for batch in taken] == [(packs, 2, 3)]

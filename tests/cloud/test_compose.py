@@ -1,13 +1,14 @@
 """Words and sentence to a query vector, against a numpy oracle of the toy towers."""
 
 import numpy as np
+import onnx
 import pytest
 from pocketlens_cloud.compose import Composer
 from pocketlens_cloud.tokenizer import Tokenizer
-from pocketlens_cloud.towers import MAX_PADDING, MAX_ROWS, buckets, packs
+from pocketlens_cloud.towers import MAX_PADDING, MAX_ROWS, TextTower, buckets, packs
 from pocketlens_cloud.wording import STEPS, cleaned
 from pocketlens_wire.errors import BadBundle, BadQuery
-from pocketlens_wire.manifest import CLEANING, TextLayout
+from pocketlens_wire.manifest import CLEANING, PACKS, TextLayout, read_cloud, resolve_half
 from tokenizers import Tokenizer as Library
 from tokenizers import models, pre_tokenizers
 
@@ -79,6 +80,16 @@ def test_a_tower_without_padding_takes_rows_as_they_stand():
     assert list(packs([])) == []
     assert list(packs([40, 9, 32, 50, 90, 3], most_rows=3, most_tokens=81)) == [[0, 1, 2], [3], [4], [5]]
     assert [len(group) for group in packs([77] * 100)] == [MAX_ROWS, 100 - MAX_ROWS]
+
+
+def test_a_graph_says_itself_that_it_reads_no_padding(toy, tmp_path):
+    manifest = read_cloud(toy.bundle)
+    file = manifest.text_tower["fp32"].file
+    model = onnx.load(resolve_half(toy.bundle, "cloud") / file)
+    assert not TextTower(resolve_half(toy.bundle, "cloud"), manifest).packs
+    onnx.helper.set_model_props(model, {PACKS: "yes"})
+    onnx.save(model, tmp_path / file)
+    assert TextTower(tmp_path, manifest).packs
 
 
 def test_an_empty_query_is_refused(composer):

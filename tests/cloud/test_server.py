@@ -11,10 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import pytest
 from pocketlens_cloud.service import Service
-from pocketlens_cloud.serving import front, server
+from pocketlens_cloud.serving import front, metrics, server
 from pocketlens_cloud.serving.hosts import is_loopback
 from pocketlens_wire import limits
-from pocketlens_wire.errors import RETRY_METADATA, ServerFault
+from pocketlens_wire.errors import KIND_METADATA, RETRY_METADATA, ServerFault
 from pocketlens_wire.v1 import retrieval_pb2 as pb
 
 
@@ -137,6 +137,40 @@ def test_too_many_questions_are_turned_away_and_the_rest_answered(toy, slow, mon
         composer.go_on.set()
         assert [future.result() for future in busy] == [grpc.StatusCode.OK] * 4
     assert outcome(running, toy.request()) is grpc.StatusCode.OK
+
+
+def test_a_full_house_refuses_searches_before_anything_else_and_counts_them(toy, service, serve, monkeypatch):
+    class Passed(grpc.aio.ServerInterceptor):
+        def __init__(self) -> None:
+            self.methods = []
+
+        async def intercept_service(self, continuation, handler_call_details):
+            self.methods.append(handler_call_details.method.rpartition("/")[2])
+            return await continuation(handler_call_details)
+
+    passed = Passed()
+    with serve(service, interceptors=[passed]) as running:
+        monkeypatch.setattr(front, "MAX_INSIDE", 0)
+        before = turned_away()
+        assert outcome(running, toy.request()) is grpc.StatusCode.RESOURCE_EXHAUSTED
+        with pytest.raises(grpc.RpcError) as caught:  # its message is not even read
+            running.raw(b"\xff")
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert dict(caught.value.trailing_metadata())[KIND_METADATA] == "Overloaded"
+        assert turned_away() == before + 2
+        running.stub.Describe(pb.DescribeRequest(), timeout=5)
+        monkeypatch.setattr(front, "MAX_INSIDE", 1)
+        assert outcome(running, toy.request()) is grpc.StatusCode.OK
+    assert passed.methods == ["Describe", "Search"]
+
+
+def turned_away() -> float:
+    """Searches over gRPC that ended as Overloaded."""
+    return sum(
+        value
+        for name, labels, value in metrics.read(metrics.exposition().decode())
+        if name == "pocketlens_requests_total" and labels["kind"] == "Overloaded" and labels["via"] == "grpc"
+    )
 
 
 def test_who_would_wait_long_or_past_his_deadline_is_turned_away_before_any_work(toy, slow, monkeypatch):
