@@ -35,9 +35,7 @@ from pocketlens_wire.errors import BadPicture
 
 MAX_PIXELS: Final = 50_000_000  # 50 MP: above any phone's usual output; 150 MB as RGB
 MIN_SIDE: Final = 8  # pixels; one JPEG block. Spacers and tracking pixels lie below, icons begin at 16
-MAX_SCANS: Final = (
-    100  # of a JPEG; programs write up to 18. Each may have 70 bytes, and costs a pass over all the pixels
-)
+MAX_SCANS: Final = 100  # of a JPEG; programs write up to 18. Each may be of 70 bytes, and costs a pass over all pixels
 MAX_FILE_BYTES: Final = 512 * 1024 * 1024  # an uncompressed 16-bit RGBA picture of 50 MP has 400 MB
 
 ENDINGS: Final = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"})
