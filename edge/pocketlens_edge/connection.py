@@ -20,6 +20,7 @@ import grpc.aio
 from pocketlens_wire.api_key import ApiKey, demand_privacy
 from pocketlens_wire.errors import (
     KIND_METADATA,
+    RETRY_METADATA,
     BadQuery,
     Overloaded,
     PocketlensError,
@@ -46,7 +47,7 @@ _SERVICE_CONFIG = {
                 "initialBackoff": "0.1s",
                 "maxBackoff": "1s",
                 "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE"],  # nothing else gets better by asking again
+                "retryableStatusCodes": ["UNAVAILABLE"],  # a busy server is not asked at once: retry_after_s says when
             },
         }
     ]
@@ -144,10 +145,18 @@ def plain_error(
             return Unavailable(f"{server}: {_why_no_connection(server, details, tls) or error}{_hint(details, tls)}")
         case ServerFault() if request:
             return ServerFault(f"{server}: {error} It calls this request `{request!s}`.")
-        case Overloaded() | ServerFault():
-            return type(error)(f"{server}: {error}")
+        case Overloaded():
+            return Overloaded(f"{server}: {error}", retry_after_s=_retry_after_s(told.get(RETRY_METADATA)))
+        case ServerFault():
+            return ServerFault(f"{server}: {error}")
         case _:
             return error
+
+
+def _retry_after_s(milliseconds: str | bytes | None) -> float:
+    """What the server said of when to ask again; a second if it did not, as gRPC itself and proxies do not."""
+    said = str(milliseconds)
+    return int(said) / 1e3 if re.fullmatch(r"\d{1,9}", said, re.ASCII) else 1.0
 
 
 def _target(server: str, tls: Tls | None) -> str:

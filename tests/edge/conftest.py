@@ -22,7 +22,7 @@ from PIL import Image
 from pocketlens_edge.cli import app
 from pocketlens_edge.client import Client
 from pocketlens_edge.encoder import Encoder
-from pocketlens_wire.errors import KIND_METADATA
+from pocketlens_wire.errors import KIND_METADATA, RETRY_METADATA
 from pocketlens_wire.manifest import EdgeManifest, describe_encoder, describe_file, write
 from pocketlens_wire.pictures import PictureSpec
 from pocketlens_wire.v1 import retrieval_pb2 as pb
@@ -163,6 +163,7 @@ class FakeService(RetrievalServicer):
         self.requests: list[pb.SearchRequest] = []
         self.calls = 0
         self.failures: deque[tuple[grpc.StatusCode, str, str]] = deque()
+        self.retry_after = ""  # what is said beside a failure
         self.delay_s = 0.0
         self.files = ("one.png", "two.png")
         self.notes: list[str] = []
@@ -187,8 +188,8 @@ class FakeService(RetrievalServicer):
         time.sleep(self.delay_s)
         if self.failures:
             code, details, kind = self.failures.popleft()
-            if kind:
-                context.set_trailing_metadata(((KIND_METADATA, kind),))
+            told = ((KIND_METADATA, kind), (RETRY_METADATA, self.retry_after))
+            context.set_trailing_metadata(tuple((key, value) for key, value in told if value))
             context.abort(code, details)
         one = {"file": pb.Value(text=self.files[0]), "count": pb.Value(integer=2)}
         two = {"file": pb.Value(text=self.files[1]), "part": pb.Value(flag=True)}

@@ -209,6 +209,15 @@ def test_each_status_is_an_error_and_a_sentence_and_is_not_retried(
     assert client.search(tokens, "red").hits, "the next good question is answered"
 
 
+@pytest.mark.parametrize(("said", "after_s"), [("250", 0.25), ("", 1.0), ("-1", 1.0), ("soon", 1.0), ("9" * 400, 1.0)])
+def test_a_busy_server_says_when_to_ask_again(client, service, tokens, said, after_s):
+    service.failures.append((grpc.StatusCode.RESOURCE_EXHAUSTED, "the house is full", "Overloaded"))
+    service.retry_after = said
+    with pytest.raises(Overloaded) as caught:
+        client.search(tokens, "red")
+    assert caught.value.retry_after_s == after_s
+
+
 def test_unavailable_is_tried_again_and_then_answered(client, service, tokens):
     service.failures.extend([(grpc.StatusCode.UNAVAILABLE, "warming up", "")] * 2)
     assert client.search(tokens, "red").hits
