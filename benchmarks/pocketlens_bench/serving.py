@@ -46,6 +46,7 @@ SHARE = 0.7  # of capacity: the load beside which overload is seen
 OVERLOAD = 10.0
 DISTINCT = 4000  # questions, asked again and again; the service remembers none
 GALLERY = 500
+PUNCTUAL_S = 0.01  # by which the asker may be late for a second to count as one in which the machine ran
 SAMPLE_S = 0.5  # between two looks at the server's memory
 HONESTY = (
     "The service is told to remember nothing, so every question is read by the tower. It, the bare tower and open_clip "
@@ -430,6 +431,7 @@ def overload(
         "stages": {name: stages([one for one in of if one.status == "OK"]) for name, of in
                    (("calm", calm), ("overload", flood))},
         "after": quantiles([1e3 * one.took_s for one in after if one.status == "OK"]),
+        "on_time": on_time(calm, flood),
         "statuses": {name: dict(Counter(one.status for one in of)) for name, of in
                      (("calm", calm), ("overload", flood), ("after", after))},
         "asker_late_p99_ms": 1e3 * float(np.quantile([one.lag_s for one in flood], 0.99)),
@@ -437,6 +439,32 @@ def overload(
         if memory
         else None,
     }  # fmt: skip
+
+
+def on_time(calm: Sequence[Outcome], flood: Sequence[Outcome]) -> dict[str, Any]:
+    """The same times of those seconds in which the asker was punctual. It has a processor of its own, so that when it
+    is late the machine stood still for a while, and the service with it. share: of the overload's seconds."""
+    kept, of_flood = punctual(flood)
+    return {
+        "share": of_flood,
+        **{
+            name: quantiles([1e3 * one.took_s for one in found if one.status == status])
+            for name, found, status in (
+                ("calm", punctual(calm)[0], "OK"),
+                ("accepted", kept, "OK"),
+                ("turned_away", kept, "RESOURCE_EXHAUSTED"),
+            )
+        },
+    }
+
+
+def punctual(outcomes: Sequence[Outcome]) -> tuple[list[Outcome], float]:
+    """Those due in seconds of which 99 in 100 were sent in time, and the share of such seconds."""
+    lags: dict[int, list[float]] = {}
+    for one in outcomes:
+        lags.setdefault(int(one.due), []).append(one.lag_s)
+    good = {second for second, late in lags.items() if np.quantile(late, 0.99) <= PUNCTUAL_S}
+    return [one for one in outcomes if int(one.due) in good], len(good) / max(len(lags), 1)
 
 
 def quantiles(times: Sequence[float]) -> dict[str, float] | None:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal, final
 
@@ -33,6 +34,7 @@ MAX_UNKNOWN_NAMED = 5  # unknown words spelled out in a note
 Sentence = NDArray[np.float32]  # (k, width)
 Ask = tuple[Sentence | None, str]
 
+REPEATED = 64  # texts whose ids are remembered: the prompts' own, and those of the questions being checked
 EMPTY = -1  # stands for the feature of "" where a row's index is meant
 JOINER = ", "  # between the words of several modifiers; of ", ", " and " and " " none is better (docs/converse.md)
 SHORTEST = 1e-3  # length below which a sum of unit vectors points nowhere
@@ -319,6 +321,7 @@ class _Layout:
         self._prompts = manifest.prompts
         self._text = manifest.text
         self._context = manifest.context
+        self._ids = lru_cache(REPEATED)(self._ids_of)  # one question's words are cut to size, then placed
 
     def plain(self, text: str) -> Row:
         """The text between `begin` and `end`."""
@@ -359,10 +362,10 @@ class _Layout:
             longest = max(longest, ids + k + around)
         return longest - self._context
 
-    def _ids(self, text: str) -> list[int]:
+    def _ids_of(self, text: str) -> tuple[int, ...]:
         """Cleaned with the prompt around the words, as the tower's own library and training do: a tower that never saw
         punctuation must not see the prompt's."""
-        return self._tokenizer.ids(cleaned(text, self._text.clean))
+        return tuple(self._tokenizer.ids(cleaned(text, self._text.clean)))
 
     def _around(self, prompt: str, sentence: Sentence, words: str) -> Row:
         before, after = (self._ids(_fill(part, words)) for part in prompt.split("{sentence}"))

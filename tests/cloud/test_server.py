@@ -2,7 +2,9 @@
 
 import asyncio
 import gzip
+import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -186,6 +188,19 @@ def test_who_would_wait_long_or_past_his_deadline_is_turned_away_before_any_work
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert dict(caught.value.trailing_metadata())[RETRY_METADATA] == "700"
     assert composer.begun == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a thread has no niceness of its own")
+def test_the_tower_stands_back_for_the_loop(toy, composer, gallery, serve):
+    class Telling(Slow):
+        def read(self, rows):
+            self.niceness = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+            return self._composer.read(rows)
+
+    telling = Telling(composer)
+    with serve(Service(telling, gallery)) as running:
+        running.search(toy.request(), 10)
+    assert telling.niceness == min(19, os.getpriority(os.PRIO_PROCESS, 0) + server.NICENESS)
 
 
 def test_stopping_finishes_calls_in_flight_and_takes_no_new_ones(toy, slow):

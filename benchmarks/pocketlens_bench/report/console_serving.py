@@ -47,7 +47,11 @@ def _print_overload(console: Console, overload: Mapping[str, Any]) -> None:
     ):  # fmt: skip
         found = overload[key] or dict.fromkeys(QUANTILES, float("nan"))
         shown.add_row(name, *(f"{found[quantile]:.1f}" for quantile in QUANTILES))
+    for name, key in (("at 70 %", "calm"), ("answered", "accepted"), ("turned away", "turned_away")):
+        if found := overload["on_time"][key]:
+            shown.add_row(f"{name}, asker on time", *(f"{found[quantile]:.1f}" for quantile in QUANTILES))
     console.print(shown)
+    _say(console, f"The asker was on time in {overload['on_time']['share']:.0%} of overload's seconds.")
     _say(
         console,
         f"Of {overload['offered_per_s']:,.0f} questions a second for {overload['seconds']:g} s, "

@@ -355,6 +355,7 @@ def _run(
     further: "Sequence[Callable[[Any], None]]",
 ) -> None:
     import asyncio
+    import gc
     import signal
 
     from pocketlens_cloud.serving import server
@@ -398,4 +399,5 @@ def _run(
         finally:
             leaving.cancel()
 
+    gc.freeze()  # models and modules stay: a full round of the collector over them holds up every answer
     asyncio.run(until_told())

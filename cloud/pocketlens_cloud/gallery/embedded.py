@@ -236,7 +236,7 @@ class EmbeddedGallery:
                 engine.ScrollRequest(offset=offset, limit=SCROLL, with_payload=True, with_vector=False)
             )
             for record in records:
-                yield UUID(str(record.id)).hex, self._out(record.payload)
+                yield _id(record), self._out(record.payload)
             if offset is None:
                 return
 
@@ -280,7 +280,7 @@ class EmbeddedGallery:
         return [
             [
                 Ranked(
-                    UUID(str(hit.id)).hex,
+                    _id(hit),
                     max(-1.0, min(1.0, hit.score)),
                     self._group(hit.payload, search.group_by),
                 )
@@ -295,7 +295,7 @@ class EmbeddedGallery:
         if not wanted and not asked.with_vectors:
             return [Scored(hit.id, hit.score, {}) for hit in hits]
         records = {
-            UUID(str(record.id)).hex: record
+            _id(record): record
             for record in self._shard.retrieve(
                 [_uuid(hit.id) for hit in hits], wanted, [asked.name] if asked.with_vectors else False
             )
@@ -453,6 +453,10 @@ def _range(between: Between, kind: Kind) -> Any:
 def _vector(record: engine.Record, name: str) -> NDArray[np.float32]:
     held: Any = record.vector  # by name, as every gallery's vectors are named
     return np.asarray(held[name], np.float32)
+
+
+def _id(point: "engine.Record | engine.ScoredPoint") -> str:
+    return str(point.id).replace("-", "")
 
 
 def _uuid(point_id: str) -> str:

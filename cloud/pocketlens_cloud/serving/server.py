@@ -5,6 +5,8 @@ chosen by probing grpcio 1.85, whose behaviour differs from older ones."""
 
 import asyncio
 import logging
+import os
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
@@ -38,6 +40,7 @@ log = logging.getLogger(__name__)
 GRACE_S: Final = 10.0  # for calls in flight when the server is told to stop
 MAX_CALLS: Final = 4096  # at once; the last line behind Front, which turns away far earlier and says when to come again
 MAX_STREAMS: Final = 1000  # of one connection, against rapid reset (CVE-2023-44487); those beyond get UNAVAILABLE
+NICENESS: Final = 10  # of the text tower's threads; 19 is the most
 MAX_SENTENCE: Final = 1000  # characters of an error; HTTP/2 trailers have 8 KiB
 
 OPTIONS: Final = [
@@ -84,7 +87,7 @@ async def run(
     its own; `batch`: what is read together; `shares`: the port, with others that do (workers.py): else a second server
     on it fails. Raises ServerFault if the port cannot be had."""
     require_upb()
-    with ThreadPoolExecutor(HANDS, "hand") as hands, ThreadPoolExecutor(batch.runs, "tower") as readers:
+    with ThreadPoolExecutor(HANDS, "hand") as hands, ThreadPoolExecutor(batch.runs, "tower", _stand_back) as readers:
         front = Front(service, hands, readers, batch)
         async with beside(front) if beside else nullcontext():
             passed = (_Turnstile(front), *interceptors)
@@ -99,6 +102,13 @@ async def run(
             await stop.wait()
             front.end_conversations()
             await server.stop(GRACE_S)
+
+
+def _stand_back() -> None:
+    """Let the threads of transport and event loop go before this one, which needs a processor all the time: they need
+    one often and briefly, and in a full house would wait for it longer than they work."""
+    if sys.platform == "linux":  # elsewhere it would be the whole process
+        os.nice(NICENESS)
 
 
 def _bind(server: grpc.aio.Server, host: str, port: int, credentials: grpc.ServerCredentials | None) -> int:

@@ -70,6 +70,13 @@ class Serving(Section):
         )
         rows = [[name, *_quantiles(found)] for key, name in GROUPS.items() if (found := overload.get(key))]
         yield table(["ms", "p50", "p95", "p99"], rows)
+        if punctual := overload.get("on_time"):
+            yield (
+                f"**The same, of seconds in which the asker itself was on time, "
+                f"{punctual['share'].number():.0%} of overload's**"
+            )
+            rows = [[name, *_quantiles(found)] for key, name in GROUPS.items() if (found := punctual.get(key))]
+            yield table(["ms", "p50", "p95", "p99"], rows)
         if memory := overload.get("memory_mb"):
             begin, end = memory["begin"].number(), memory["end"].number()
             yield f"Memory {begin:,.0f} MB at its beginning, {end:,.0f} at its end."
