@@ -10,7 +10,7 @@ import yaml
 from pocketlens_cloud import cli as cloud
 from pocketlens_cloud.cli.root import app
 from pocketlens_cloud.serving import health, metrics, monitoring
-from pocketlens_cloud.serving.server import GRACE_S
+from pocketlens_cloud.serving.calls import GRACE_S
 from typer.main import get_command
 
 DEPLOY = Path(__file__).parents[2] / "deploy"

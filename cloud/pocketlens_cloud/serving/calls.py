@@ -12,6 +12,7 @@ from typing import Final
 
 REQUEST_ID: Final = "x-request-id"
 TRACEPARENT: Final = "traceparent"  # https://www.w3.org/TR/trace-context/
+GRACE_S: Final = 10.0  # for those in flight when the server is told to stop
 
 _SANE_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _PARENT: Final = re.compile(r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")

@@ -44,12 +44,12 @@ from starlette.types import Message as Event
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from pocketlens_cloud.service import Service
-from pocketlens_cloud.serving.calls import headers_back
+from pocketlens_cloud.serving.calls import GRACE_S, headers_back
 from pocketlens_cloud.serving.door import Call, Door
 from pocketlens_cloud.serving.front import Front
 from pocketlens_cloud.serving.hosts import is_loopback
 from pocketlens_cloud.serving.observe import Observer, note
-from pocketlens_cloud.serving.server import GRACE_S, MAX_SENTENCE
+from pocketlens_cloud.serving.server import MAX_SENTENCE
 from pocketlens_cloud.serving.thumbnails import NoPicture, Thumbnails
 
 log = logging.getLogger(__name__)

@@ -37,7 +37,6 @@ from pocketlens_cloud.serving.front import HANDS, Front
 
 log = logging.getLogger(__name__)
 
-GRACE_S: Final = 10.0  # for calls in flight when the server is told to stop
 MAX_CALLS: Final = 4096  # at once; the last line behind Front, which turns away far earlier and says when to come again
 MAX_STREAMS: Final = 1000  # of one connection, against rapid reset (CVE-2023-44487); those beyond get UNAVAILABLE
 NICENESS: Final = 10  # of the text tower's threads; 19 is the most
@@ -101,7 +100,7 @@ async def run(
             on_ready(bound)
             await stop.wait()
             front.end_conversations()
-            await server.stop(GRACE_S)
+            await server.stop(calls.GRACE_S)
 
 
 def _stand_back() -> None:

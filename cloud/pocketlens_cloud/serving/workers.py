@@ -17,13 +17,15 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from threading import Lock, Thread
-from typing import Any, Final, final
+from typing import TYPE_CHECKING, Any, Final, final
 
 from pocketlens_wire.errors import ServerFault
 
 from pocketlens_cloud.serving import metrics
-from pocketlens_cloud.serving.health import Health
-from pocketlens_cloud.serving.server import GRACE_S
+from pocketlens_cloud.serving.calls import GRACE_S
+
+if TYPE_CHECKING:
+    from pocketlens_cloud.serving.health import Health
 
 WAIT_S: Final = 0.5  # before a worker that ended is started again; doubled each time it ends soon
 MAX_WAIT_S: Final = 30.0
@@ -102,11 +104,11 @@ class Line:
         """It listens; facts: what it serves, for a person."""
         self._send(facts)
 
-    def answer(self, health: Health) -> None:
+    def answer(self, health: "Health") -> None:
         """Answer from now on, from a thread of its own, so also when the event loop stands still."""
         Thread(target=self._answer, args=(health,), name="line", daemon=True).start()
 
-    def _answer(self, health: Health) -> None:
+    def _answer(self, health: "Health") -> None:
         with suppress(OSError):
             while self._is_asked():
                 self._send(Report(why=health.why, stuck=health.stuck, figures=metrics.collected()))
