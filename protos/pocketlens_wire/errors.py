@@ -171,6 +171,11 @@ def error_from_status(code: grpc.StatusCode, details: str, kind: str | bytes | N
             "The server there does not offer pocketlens.v1.Retrieval: another program, or a version too old "
             f"or too new. Check the address and the versions.{_quoted(details)}"
         )
+    if code is grpc.StatusCode.CANCELLED and details in ("", "CANCELLED"):  # by gRPC over there, not by its service
+        return Unavailable(
+            "The server ended the call without a word: it has far too much to do, or is being stopped. Ask again in a "
+            "few seconds."
+        )
     sent = kind.decode("ascii", "replace") if isinstance(kind, bytes) else kind
     error = _KIND_OF.get(code, ServerFault)
     for named in STATUS_OF:
