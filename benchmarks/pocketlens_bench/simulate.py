@@ -29,7 +29,7 @@ NOTHING: Seconds = np.zeros(1)
 class Costs:
     """What one server's work takes, in seconds of a processor that does nothing else; arrays are samples to draw from.
 
-    A run of the text tower takes (run_s + token_s x tokens, padding included) x a draw of `scatter` and needs no
+    A run of the text tower takes (run_s + token_s x tokens, padding included where it is read) x a draw of `scatter` and needs no
     Python; all else shares Python's one lock. `speeds[n - 1]`: how fast each of n tasks goes while n are at work, 1
     being alone; beyond the last they share what the last shows."""
 
@@ -317,7 +317,8 @@ class _Front:
         self._running += 1
         self._runs += 1
         self._rows += len(batch)
-        work_s = self._costs.run_s + self._costs.token_s * len(batch) * max(lengths)
+        read = sum(lengths) if self._house.batch.packs else len(batch) * max(lengths)
+        work_s = self._costs.run_s + self._costs.token_s * read
         work_s *= float(next(self._scatter))  # no more runs than rows
         self._work_s += work_s
         self._processors.begin(work_s, partial(self._read, batch, self._clock.now), locked=False)

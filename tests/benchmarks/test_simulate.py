@@ -137,6 +137,15 @@ def test_rows_are_grouped_by_length_as_the_service_groups_them():
     assert sorted(came.sojourn_s)[0] == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize(("packs", "tokens"), [(True, 36 + 40 + 40 + 36), (False, 36 + 3 * 40)])
+def test_a_tower_that_packs_is_not_charged_for_padding(packs, tokens):
+    """The first row finds nobody; the other three share a run."""
+    house = House(batch=Limits(kept=0, packs=packs, most_tokens=1000))
+    came = simulate(np.zeros(4), [(36,), (40,), (40,), (36,)], Costs(run_s=0, token_s=0.001), house)
+    assert (came.runs, came.rows) == (2, 4)
+    assert came.tower_work_s == pytest.approx(0.001 * tokens)
+
+
 def test_a_hand_that_waits_for_a_search_elsewhere_does_nothing_else():
     due = due_at(200, 1000)
     costs = Costs(run_s=1e-6, token_s=0, away_s=np.full(1, 0.05))

@@ -25,7 +25,7 @@ from pocketlens_cloud.serving.batching import Batcher, Limits
 HANDS: Final = 4  # threads that check questions and search; the text tower has its own
 MAX_INSIDE: Final = 256  # questions in the house before new ones are turned away, whatever they wait for
 MIN_RETRY_S: Final = 0.05
-PATIENCE_S: Final = 0.15  # expected wait before the text tower beyond which new questions are turned away
+PATIENCE_S: Final = 0.1  # expected wait before the text tower beyond which new questions are turned away
 TURN_S: Final = 10.0  # that one turn of a conversation has, since a conversation itself has no deadline
 MAX_CONVERSATIONS: Final = 128  # open at once: each is a stream that waits for a person
 
