@@ -29,9 +29,9 @@ NOTHING: Seconds = np.zeros(1)
 class Costs:
     """What one server's work takes, in seconds of a processor that does nothing else; arrays are samples to draw from.
 
-    A run of the text tower takes (run_s + token_s x tokens, padding included where it is read) x a draw of `scatter` and needs no
-    Python; all else shares Python's one lock. `speeds[n - 1]`: how fast each of n tasks goes while n are at work, 1
-    being alone; beyond the last they share what the last shows."""
+    A run of the text tower takes (run_s + token_s x tokens, padding included where it is read) x a draw of `scatter`
+    and needs no Python; all else shares Python's one lock. `speeds[n - 1]`: how fast each of n tasks goes while n are
+    at work, 1 being alone; beyond the last they share what the last shows."""
 
     run_s: float
     token_s: float
