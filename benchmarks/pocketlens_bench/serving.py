@@ -40,7 +40,7 @@ from pocketlens_bench.world import OnProgress, silently
 
 SHORTEST, LONGEST = 8, 40  # tokens of a row, begin and end among them
 AT_ONCE = 64  # questions open in the closed loop, so that the tower always finds a full run
-ROUNDS = 3  # what is compared takes turns, so that a machine that slows down does so for all
+ROUNDS = 6  # what is compared takes turns, so that a machine that slows down does so for all
 DESCRIBE = "/pocketlens.v1.Retrieval/Describe"
 SHARE = 0.7  # of capacity: the load beside which overload is seen
 OVERLOAD = 10.0
@@ -61,7 +61,7 @@ class Sizes:
     """seconds: of each measurement, all its rounds together; overload_s: of overload; unloaded_s: of asking one at a
     time; gallery: pictures."""
 
-    seconds: float = 20.0
+    seconds: float = 30.0
     overload_s: float = 300.0
     unloaded_s: float = 10.0
     gallery: int = GALLERY
@@ -212,8 +212,9 @@ def compared(
     asker: Asker, composer: Composer, texts: Texts, baseline: str | None, limits: Limits, sizes: Sizes,
     on_progress: OnProgress,
 ) -> list[dict[str, Any]]:  # fmt: skip
-    """Rates a second of the service, the bare text tower and open_clip, in turns: the mean and each round's. And what
-    a question cost of processors' time, which says the same of a machine whose host gives its time to others."""
+    """Rates a second of the service, the bare text tower and open_clip, in turns: the mean and each round's; how many
+    times the one of its round the service's rate is, the median of all rounds; and what a question cost of processors'
+    time, which says the same of a machine whose host gives its time to others."""
     rows, words, seconds = texts.rows(DISTINCT), texts.some(DISTINCT), sizes.seconds / ROUNDS
     found: dict[str, list[Rate]] = {}
     asker.closed(AT_ONCE, WARM_UP_S)
@@ -228,6 +229,11 @@ def compared(
             "name": name,
             "per_s": float(np.mean([rate.per_s for rate in rates])),
             "rounds_per_s": [rate.per_s for rate in rates],
+            "served_is": float(
+                np.median(
+                    [ours.per_s / max(rate.per_s, 1e-9) for ours, rate in zip(found["served"], rates, strict=True)]
+                )
+            ),
             "processor_ms": float(np.mean([rate.processor_ms for rate in rates])),
         }
         for name, rates in found.items()
@@ -253,7 +259,7 @@ def bare_tower(composer: Composer, rows: Sequence[Row], limits: Limits, seconds:
 
     def read(_: int) -> int:
         done = 0
-        while perf_counter() - began < seconds:
+        while not done or perf_counter() - began < seconds:
             group = next(turn)
             composer.read(group)
             done += len(group)

@@ -91,7 +91,7 @@ def serving(served: float = 95.0, beyond: float = 1.5, goodput: float = 0.95, sl
     made = result(
         "serving", precision="fp32", overload=overload,
         rates=[
-            {"name": name, "per_s": rate, "processor_ms": 3e3 / rate}
+            {"name": name, "per_s": rate, "served_is": served / rate, "processor_ms": 3e3 / rate}
             for name, rate in zip(names, (served, 100.0, 12.0), strict=True)
         ],
         unloaded={"questions": 99, "whole": ms(30.0), "tower_and_search": ms(28.0), "beyond": ms(beyond),

@@ -5,7 +5,18 @@ from typing import Annotated
 
 import typer
 
-from pocketlens_bench.cli.root import Bundle, Json, Out, Seed, check_out, commands, named_bundle, progress, tell
+from pocketlens_bench.cli.root import (
+    Bundle,
+    Json,
+    Out,
+    Seed,
+    check_out,
+    commands,
+    named_bundle,
+    progress,
+    seconds_of,
+    tell,
+)
 from pocketlens_bench.cli.scale import default_cache
 
 
@@ -25,6 +36,9 @@ def serving(
     ] = None,
     precision: Annotated[str, typer.Option(help="Form of the text tower: fp32 or int8.")] = "fp32",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads of one run of the text tower.")] = 1,
+    overload: Annotated[
+        str, typer.Option(metavar="TIME", help="How long ten times too many questions come, as 60s or 5m.")
+    ] = "5m",
     quick: Annotated[bool, typer.Option("--quick", help="Seconds instead of minutes: for a look.")] = False,
     seed: Seed = 0,
     as_json: Json = False,
@@ -37,17 +51,20 @@ def serving(
     ten times as much for five minutes, and 70 % again. Takes about eight minutes; leave the machine alone meanwhile.
 
     Example: pocketlens-bench serving --baseline ViT-B-32 --drawn --out serving.json"""
+    from dataclasses import replace
+
     from pocketlens_bench.report.console_serving import print_serving
     from pocketlens_bench.serving import FULL, QUICK, measure
 
     if drawn and (bundle or not baseline):
         raise typer.BadParameter("needs --baseline and no --bundle", param_hint="--drawn")
+    overload_s = seconds_of(overload, "--overload")
     check_out(out)
     with progress() as on_progress:
         served = _drawn(str(baseline), work, seed) if drawn else named_bundle(bundle)
         result = measure(
             served, baseline=baseline, precision=precision, threads=threads,
-            sizes=QUICK if quick else FULL, seed=seed, on_progress=on_progress,
+            sizes=QUICK if quick else replace(FULL, overload_s=overload_s), seed=seed, on_progress=on_progress,
         )  # fmt: skip
     tell(result, as_json, out, print_serving)
 

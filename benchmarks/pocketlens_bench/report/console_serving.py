@@ -19,8 +19,9 @@ def print_serving(console: Console, result: Mapping[str, Any]) -> None:
     )
     shown.add_row(served["name"], f"{served['per_s']:,.1f}", "", f"{served['processor_ms']:.1f}")
     for row in others:
-        times = f"{served['per_s'] / row['per_s']:.2f} times"
-        shown.add_row(row["name"], f"{row['per_s']:,.1f}", times, f"{row['processor_ms']:.1f}")
+        shown.add_row(
+            row["name"], f"{row['per_s']:,.1f}", f"{row['served_is']:.2f} times", f"{row['processor_ms']:.1f}"
+        )
     console.print(shown)
     shown = _table(console, "One question at a time, ms", ["p50", "p95", "p99"])
     for name, key in (

@@ -36,14 +36,13 @@ class Serving(Section):
             f"{sizes['at_once'].whole()} questions open at a time. Everything measured has "
             f"{sizes['processors_measured'].whole()} processors."
         )
-        served = result.data["rates"].each()[0]["per_s"].number()
         yield table(
             ["", "per second", "served is", "processor ms a question"],
             (
                 [
                     row["name"].text(),
-                    f"{_rate(row):,.1f}",
-                    "" if at == 0 else f"{served / _rate(row):.2f} times",
+                    f"{row['per_s'].number():,.1f}",
+                    "" if at == 0 else f"{row['served_is'].number():.2f} times",
                     f"{row['processor_ms'].number():.1f}",
                 ]
                 for at, row in enumerate(result.data["rates"].each())
@@ -100,11 +99,11 @@ class Serving(Section):
 
     def _slow(self, result: Result) -> Iterator[str]:
         rates = result.data["rates"].each()
-        served, precision = _rate(rates[0]), result.data["precision"].text()
+        precision = result.data["precision"].text()
         for row in rates[1:]:
             least = OF_THE_TOWER if "bare" in row["name"].text() else OVER_THE_LIBRARY[precision]
-            if served / _rate(row) < least:
-                yield f"served is {served / _rate(row):.2f} times `{row['name'].text()}`, less than the {least:g} meant"
+            if (times_it := row["served_is"].number()) < least:
+                yield f"served is {times_it:.2f} times `{row['name'].text()}`, less than the {least:g} meant"
         beyond = result.data["unloaded"]["beyond"]["p50_ms"].number()
         if beyond > BEYOND_MS:
             yield f"one question costs {beyond:.1f} ms beyond tower and search, more than the {BEYOND_MS:g} meant"
@@ -118,10 +117,6 @@ class Serving(Section):
             yield f"p99 of those answered in overload is {slower:.1f} times that at 70 %, above the {SLOWER:g} meant"
         if refused and _p99(refused) > REFUSED_MS:
             yield f"p99 of being turned away is {_p99(refused):.0f} ms, more than the {REFUSED_MS:g} meant"
-
-
-def _rate(row: Node) -> float:
-    return row["per_s"].number()
 
 
 def _p99(of: Node) -> float:
