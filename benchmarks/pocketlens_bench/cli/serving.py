@@ -48,7 +48,7 @@ def serving(
 
     Words of 8 to 40 tokens, all lengths equally often. The last processor asks, the others serve, or run what is
     compared. Then one question at a time: what it costs beyond tower and search. Then 70 % of what the server can do,
-    ten times as much for five minutes, and 70 % again. Takes about eight minutes; leave the machine alone meanwhile.
+    ten times as much for five minutes, and 70 % again. Takes about ten minutes; leave the machine alone meanwhile.
 
     Example: pocketlens-bench serving --baseline ViT-B-32 --drawn --out serving.json"""
     from dataclasses import replace
