@@ -18,11 +18,14 @@ _KNOWN = ("where", "top", "skip", "mode", "least_score", "group_by", "group_size
 
 @dataclass(frozen=True, kw_only=True)
 class _Standing:
-    """How the question stands after a turn. asked: all of it but the sentence and the words, whose order is
-    `modifiers`, each with the turn that brought it; since: the turn that brought this about; before: the turn whose
-    standing came before, 0 for none."""
+    """How the question stands after a turn. asked: what is short of it; where and payload: as bytes, which all turns
+    that leave them share and which need no more room than they came with; modifiers: the words in their order, each
+    with the turn that brought it; since: the turn that brought this about; before: the turn whose standing came
+    before, 0 for none."""
 
     asked: pb.SearchRequest
+    where: bytes
+    payload: bytes | None
     modifiers: tuple[tuple[int, pb.Modifier], ...]
     since: int
     before: int
@@ -92,13 +95,16 @@ class Conversation:
         opening = message.open
         asked = pb.SearchRequest()
         asked.CopyFrom(opening)
-        for held_elsewhere in ("sentence", "words", "modifiers", "filter", "where"):
+        for held_elsewhere in ("sentence", "words", "modifiers", "filter", "where", "payload"):
             asked.ClearField(held_elsewhere)
-        where = _joined(opening)
-        if where.ByteSize():
-            asked.where.CopyFrom(where)
+        asked.DiscardUnknownFields()  # of any length
         self._meant = _Standing(
-            asked=asked, modifiers=tuple((1, each) for each in _modifiers(opening)), since=1, before=0
+            asked=asked,
+            where=_joined(opening).SerializeToString(),
+            payload=opening.payload.SerializeToString() if opening.HasField("payload") else None,
+            modifiers=tuple((1, each) for each in _modifiers(opening)),
+            since=1,
+            before=0,
         )
         if opening.HasField("sentence"):
             self._sentence.sentence.CopyFrom(opening.sentence)
@@ -108,13 +114,26 @@ class Conversation:
         whole = pb.SearchRequest()
         whole.CopyFrom(standing.asked)
         whole.MergeFrom(self._sentence)
+        if standing.where:
+            whole.where.MergeFromString(standing.where)
+        if standing.payload is not None:
+            whole.payload.SetInParent()
+            whole.payload.MergeFromString(standing.payload)
         whole.modifiers.extend(modifier for _, modifier in standing.modifiers)
         return whole
 
 
 def _modifiers(opening: pb.SearchRequest) -> list[pb.Modifier]:
     words = [pb.Modifier(words=opening.words)] if opening.words.strip() else []
-    return [*words, *opening.modifiers]
+    return [*words, *map(_own, opening.modifiers)]
+
+
+def _own(modifier: pb.Modifier) -> pb.Modifier:
+    """A copy, since a part of a message keeps the whole of it in memory."""
+    own = pb.Modifier()
+    own.CopyFrom(modifier)
+    own.DiscardUnknownFields()
+    return own
 
 
 def _joined(opening: pb.SearchRequest) -> pb.Filter:
@@ -132,8 +151,10 @@ def _refined(turn: pb.Turn, standings: list[_Standing], number: int) -> _Standin
         raise BadQuery("the turn changes nothing that this server knows: add or replace words, go back, or set a field")
     standing = _changed(turn, standings, number)
     if set_fields or change not in ("back", "back_to"):
+        where = turn.where.SerializeToString() if "where" in set_fields else standing.where
+        payload = turn.payload.SerializeToString() if "payload" in set_fields else standing.payload
         asked = _asked_anew(turn, standing.asked, set_fields)
-        return replace(standing, asked=asked, since=number, before=standing.since)
+        return replace(standing, asked=asked, where=where, payload=payload, since=number, before=standing.since)
     return standing
 
 
@@ -148,7 +169,7 @@ def _changed(turn: pb.Turn, standings: list[_Standing], number: int) -> _Standin
         case "add":
             if not turn.add.words.strip():
                 raise BadQuery("the turn adds no words")
-            return replace(latest, modifiers=(*latest.modifiers, (number, turn.add)))
+            return replace(latest, modifiers=(*latest.modifiers, (number, _own(turn.add))))
         case "replace":
             return replace(latest, modifiers=_replaced(latest.modifiers, turn.replace))
         case "back":
@@ -181,7 +202,7 @@ def _replaced(
         turns = ", ".join(_distinct(turn for turn, _ in modifiers)) or "none"
         raise BadQuery(f"no words of turn {change.turn} are in force; in force are those of turns: {turns}")
     kept = [each for each in modifiers if each[0] != change.turn]
-    new = [(change.turn, change.modifier)] if change.modifier.words.strip() else []
+    new = [(change.turn, _own(change.modifier))] if change.modifier.words.strip() else []
     return (*kept[: places[0]], *new, *kept[places[0] :])
 
 
@@ -194,10 +215,10 @@ def _asked_anew(turn: pb.Turn, before: pb.SearchRequest, set_fields: list[str]) 
     asked.CopyFrom(before)
     asked.ClearField("skip")
     for name in set_fields:
-        asked.ClearField(name)
         if name in ("where", "payload"):
-            getattr(asked, name).CopyFrom(getattr(turn, name))
-        elif name != "least_score" or turn.least_score != -1:
+            continue
+        asked.ClearField(name)
+        if name != "least_score" or turn.least_score != -1:
             setattr(asked, name, getattr(turn, name))
     if "group_by" in set_fields and not asked.group_by:
         asked.ClearField("group_size")
@@ -217,8 +238,9 @@ def _state(standing: _Standing) -> pb.State:
         since=standing.since,
         before=standing.before,
     )
-    if asked.where.all_of or asked.where.any_of or asked.where.none_of:
-        state.where.CopyFrom(asked.where)
+    where = pb.Filter.FromString(standing.where)
+    if where.all_of or where.any_of or where.none_of:
+        state.where.CopyFrom(where)
     if asked.HasField("least_score"):
         state.least_score = asked.least_score
     return state

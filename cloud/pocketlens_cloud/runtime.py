@@ -4,6 +4,7 @@ The only file of this room that imports onnxruntime. Says which execution provid
 what the tensors mean is known to towers.py and compose.py."""
 
 import os
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast, final
@@ -18,12 +19,20 @@ from pocketlens_wire.errors import BadBundle, ServerFault
 
 # Other providers only by name: some call a remote service (Azure), some compile for minutes (TensorRT).
 PREFERRED = ("CUDAExecutionProvider", "CPUExecutionProvider")
+NICENESS = 10  # of a server's text tower; 19 is the most
 MAX_THREADS = 4  # rows here are few and short; more threads cost more in waking up than they bring
 
 
 def cores() -> int:
     """Processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def stand_back() -> None:
+    """Let a server's other threads go before this one and those it starts: the text tower needs a processor all the
+    time, transport and event loop often and briefly, and in a full house would wait for it longer than they work."""
+    if sys.platform == "linux":  # elsewhere it would be the whole process
+        os.nice(NICENESS)
 
 
 @final

@@ -280,7 +280,10 @@ def _hits(gallery: Gallery, question: Question, vector: NDArray[np.float32]) -> 
     """The page that was asked for, and how many of the best hits were sorted anew before it was cut."""
     asked = replace(question.search, vector=vector)
     if not question.rerank or asked.skip >= RERANK.depth:
-        return gallery.search(asked), 0
+        found = gallery.search(asked)
+        if asked.group_by is not None:  # payload may have changed since the engine grouped
+            found = [hit for hit in found if asked.group_by in hit.payload]
+        return found, 0
     whole = replace(asked, skip=0, top=max(asked.skip + asked.top, RERANK.depth), with_vectors=True)
     found = gallery.search(whole)
     vectors = [hit.vector for hit in found if hit.vector is not None]

@@ -22,7 +22,7 @@ def asked(buckets: Buckets, caller: str, rows: int = 1, rate: Rate = FOUR) -> bo
         buckets.let_in(caller, rate)
     except Overloaded:
         return False
-    buckets.pay(caller, rate, rows)
+    buckets.pay(caller, rate, rows - 1)
     return True
 
 
@@ -50,6 +50,17 @@ def test_a_question_of_many_rows_is_owed_for():
     assert not asked(buckets, "a")
     clock.at += 0.25
     assert asked(buckets, "a")
+
+
+@pytest.mark.parametrize("rate", [Rate(per_s=0.5, burst=1), Rate(per_s=4, burst=1)])
+def test_questions_that_come_together_are_let_in_one_by_one(rate):
+    clock = Clock()
+    buckets = Buckets(now=clock)
+    buckets.let_in("a", rate)
+    with pytest.raises(Overloaded) as caught:
+        buckets.let_in("a", rate)  # before the first has paid for its other rows
+    clock.at += caught.value.retry_after_s
+    buckets.let_in("a", rate)
 
 
 def test_what_is_remembered_is_bounded():

@@ -13,6 +13,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+from pocketlens_cloud.conversation import Conversation
 from pocketlens_cloud.service import Service
 from pocketlens_cloud.serving import front, keys
 from pocketlens_cloud.serving.door import Door, DoorInterceptor
@@ -454,3 +455,25 @@ def test_tokens_travel_once(toy):
     sentence = pack(toy.sentence(0), Encoding.INT8)
     assert opening(toy, sentence=sentence).ByteSize() > sentence.ByteSize()
     assert pb.ConverseRequest(turn=pb.Turn(add=modifier("in blue"))).ByteSize() < 20
+
+
+def test_a_long_filter_is_held_once_however_many_turns_leave_it():
+    """What a conversation holds is bounded by the bytes that were said in it."""
+    many = pb.Filter(all_of=[pb.Clause(condition=pb.Condition(key="n", any_of=pb.Values(
+        values=[pb.Value(integer=value) for value in range(250)])))])  # fmt: skip
+    opening = pb.SearchRequest(token_space="t", words="red", top=3, where=many, payload=pb.Projection(keys=["n"]))
+    opening.MergeFromString(b"\xfa\x3f\x05later")  # a field of a later version
+    talk = Conversation()
+    asked = [talk.take(pb.ConverseRequest(open=opening))]
+    talk.answered(pb.SearchReply(mode=pb.MODE_TUNED))
+    for top in (4, 5, 6):
+        asked.append(talk.take(pb.ConverseRequest(turn=pb.Turn(top=top))))
+        said = talk.answered(pb.SearchReply(mode=pb.MODE_TUNED))
+        assert said.state.where == many
+    assert [each.where for each in asked] == [many] * 4 and asked[-1].payload.keys == ["n"]
+    standings = talk._standings
+    assert len({id(each.where) for each in standings}) == len({id(each.payload) for each in standings}) == 1
+    assert all(each.asked.ByteSize() < 20 for each in standings)
+    anew = talk.take(pb.ConverseRequest(turn=pb.Turn(where=pb.Filter(), payload=pb.Projection())))
+    assert not anew.HasField("where") and anew.HasField("payload") and not anew.payload.keys
+    assert not talk.answered(pb.SearchReply()).state.HasField("where")

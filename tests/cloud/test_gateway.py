@@ -543,6 +543,9 @@ def test_a_large_picture_becomes_small_and_is_kept(shelf):
     assert Image.open(io.BytesIO(first)).size == (SIDE, SIDE)
     (folder / "one.png").unlink()
     assert thumbnails.of(wanted) is first
+    gallery.delete([wanted])
+    with pytest.raises(NoPicture, match="holds no picture"):  # taken down: gone at once
+        thumbnails.of(wanted)
 
 
 def spoil(how: Callable[[Path], object]) -> Any:

@@ -11,7 +11,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ from pocketlens_cloud.runtime import Graph
 from pocketlens_cloud.service import Service
 from pocketlens_cloud.serving import health, metrics, vitals
 from pocketlens_cloud.serving.calls import parent_of
-from pocketlens_cloud.serving.canary import golden_canary
+from pocketlens_cloud.serving.canary import Canary, golden_canary
 from pocketlens_cloud.serving.operations import Operations
 from pocketlens_edge import AsyncClient, Client
 from pocketlens_wire.tokens import Encoding, pack
@@ -410,3 +410,36 @@ def test_turns_of_a_conversation_are_counted_beside_its_call(watched, toy):
     wait_for(lambda: watched.figures()["pocketlens_calls_in_flight"] == 0)
     after = watched.figures()
     assert {name: after[name] - before[name] for name in counted} == counted
+
+
+@pytest.mark.parametrize(("expected", "is_right"), [((0.6, 0.9), True), ((0.9, 0.6), True), ((0.6, 0.6), False)])
+def test_a_promotion_between_the_canarys_question_and_its_answer_is_no_fault(expected, is_right):
+    """The answer's score is 0.9; what is expected may be that of the version before or after."""
+    scores = iter(expected)
+    canary = Canary(question=pb.SearchRequest, expected=lambda: next(scores), margin=0.01)
+
+    async def ask(_question, _until):
+        return pb.SearchReply(hits=[pb.Hit(id="a", score=0.9)])
+
+    async def tried() -> str:
+        tries = health.Health(canary)
+        await tries._try(ask)
+        return tries.why
+
+    assert (asyncio.run(tried()) == "") is is_right
+
+
+def test_a_question_whose_time_has_passed_is_counted_as_late_and_starts_no_canary(watched, toy, monkeypatch):
+    def fault(figures: Counter[str]) -> float:
+        return sum(value for name, value in figures.items() if "kind=ServerFault" in name)
+
+    doubts: list[None] = []
+    monkeypatch.setattr(watched.operations.health, "doubt", lambda: doubts.append(None))
+    before = fault(watched.figures())
+    for _ in range(3):
+        for wait_s in (0.0005, 0.001, 0.002, 0.004, 0.008):
+            with suppress(grpc.RpcError):
+                watched.running.search(toy.request(), wait_s)
+    assert watched.running.search(toy.request(), 10).hits
+    assert fault(watched.figures()) == before
+    assert not doubts

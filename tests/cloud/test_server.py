@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
+from pocketlens_cloud.runtime import NICENESS
 from pocketlens_cloud.service import Service
 from pocketlens_cloud.serving import front, metrics, server
 from pocketlens_cloud.serving.hosts import is_loopback
@@ -200,7 +201,18 @@ def test_the_tower_stands_back_for_the_loop(toy, composer, gallery, serve):
     telling = Telling(composer)
     with serve(Service(telling, gallery)) as running:
         running.search(toy.request(), 10)
-    assert telling.niceness == min(19, os.getpriority(os.PRIO_PROCESS, 0) + server.NICENESS)
+    assert telling.niceness == min(19, os.getpriority(os.PRIO_PROCESS, 0) + NICENESS)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("finished already"), grpc.aio.AbortError("")])
+def test_refusing_a_call_that_grpc_has_ended_is_a_cancelled_call(error):
+    class Ended:
+        async def abort(self, *_):
+            raise error
+
+    expected = grpc.aio.AbortError if isinstance(error, grpc.aio.AbortError) else asyncio.CancelledError
+    with pytest.raises(expected):
+        asyncio.run(server.abort(Ended(), ServerFault("x")))
 
 
 def test_stopping_finishes_calls_in_flight_and_takes_no_new_ones(toy, slow):

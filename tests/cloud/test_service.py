@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import time
+from dataclasses import replace
 
 import grpc
 import numpy as np
@@ -402,6 +403,19 @@ def test_groups_say_what_they_are_groups_of(toy, running):
     assert [hit.score for hit in grouped.hits] == sorted((hit.score for hit in grouped.hits), reverse=True)
     assert {tuple(hit.payload) for hit in grouped.hits} == {("count",)}
     assert not whole[0].HasField("group")
+
+
+def test_a_hit_whose_group_key_is_gone_since_it_was_ranked_is_left_out(toy, service, gallery, monkeypatch):
+    question = service.check(toy.request(top=3, group_by="colour"))
+    _best, *others = service.answer(question).hits
+    search = type(gallery).search
+
+    def changed(self, asked):
+        first, *rest = search(self, asked)
+        return [replace(first, payload={}), *rest]
+
+    monkeypatch.setattr(type(gallery), "search", changed)
+    assert [hit.id for hit in service.answer(question).hits] == [hit.id for hit in others]
 
 
 def test_only_the_payload_asked_for_comes_back(toy, running):

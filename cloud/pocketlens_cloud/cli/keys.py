@@ -1,6 +1,7 @@
 """`pocketlens-cloud keys`: make, list, revoke and check the keys of a service."""
 
 import json
+import math
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -33,7 +34,8 @@ def new(
     ],
     note: Annotated[str, typer.Option(help="For whom it is; anyone who may read the file sees it.")] = "",
     days: Annotated[
-        float | None, typer.Option(min=0, help="How long it is good (default: for ever).", show_default=False)
+        float | None,
+        typer.Option(min=0, max=36_500, help="How long it is good (default: for ever).", show_default=False),
     ] = None,
     rate: Annotated[
         float | None, typer.Option(min=0, help="Items a second it may ask for.", show_default=False)
@@ -50,6 +52,8 @@ def new(
     from pocketlens_cloud.serving import keys as kept
 
     with plain_errors():
+        if days is not None and math.isnan(days):
+            raise typer.BadParameter("is no number", param_hint="--days")
         valid_for = timedelta(days=days) if days is not None else None
         scopes: list[kept.Scope] = [each for each in kept.SCOPES if each in scope]
         if unknown := set(scope) - set(scopes):

@@ -222,9 +222,9 @@ def _serve(
 
     if asked.writable:
         _refuse_versions(place)  # before models are loaded
-    with ThreadPoolExecutor(2) as pool:
-        opening = pool.submit(_open_gallery, place)
-        loading = pool.submit(_load_composer, asked)
+    with ThreadPoolExecutor(1) as opener, ThreadPoolExecutor(1) as loader:
+        opening = opener.submit(_open_gallery, place)
+        loading = loader.submit(_load_composer, asked)
         from pocketlens_cloud.service import Service  # grpc loads meanwhile
 
     with opening.result() as held:
@@ -298,7 +298,9 @@ def _open_gallery(place: Place) -> "EmbeddedGallery | FollowingGallery":
 
 def _load_composer(asked: Settings) -> "Composer":
     from pocketlens_cloud.compose import Composer
+    from pocketlens_cloud.runtime import stand_back
 
+    stand_back()  # and with it the threads that ONNX Runtime starts here
     return Composer.load(asked.bundle_folder, threads=asked.threads, precision=asked.precision)
 
 

@@ -1,7 +1,7 @@
 """How much each caller may ask: a token bucket for each key.
 
-A question is let in while its caller's bucket holds a row's worth and pays afterwards for every row it gives the text
-tower, so a question of many rows costs what it costs, and a caller may owe. Runs in one event loop."""
+A question is let in while its caller's bucket holds a row's worth, which it pays at once, and pays for its further rows
+when they are known, so a question of many rows costs what it costs, and a caller may owe. Runs in one event loop."""
 
 import time
 from collections import OrderedDict
@@ -16,7 +16,7 @@ MAX_CALLERS: Final = 10_000  # remembered; the one that was seen longest ago beg
 
 @dataclass(frozen=True)
 class Rate:
-    """per_s: rows a second in the long run; burst: rows at once after a pause."""
+    """per_s: rows a second in the long run; burst: rows at once after a pause, at least 1."""
 
     per_s: float
     burst: float
@@ -37,16 +37,17 @@ class Buckets:
         self._of: OrderedDict[str, _Bucket] = OrderedDict()
 
     def let_in(self, caller: str, rate: Rate) -> None:
-        """Raise Overloaded, saying when to come again, if the caller's bucket holds less than a row."""
+        """Take a row from the caller's bucket. Raises Overloaded, saying when to come again, if it holds less."""
         bucket = self._filled(caller, rate)
         if bucket.rows < 1:
             raise Overloaded(
                 f"key {caller} may ask {rate.per_s:g} rows a second, and has asked more: try again in a moment",
                 retry_after_s=(1 - bucket.rows) / rate.per_s,
             )
+        bucket.rows -= 1
 
     def pay(self, caller: str, rate: Rate, rows: int) -> None:
-        """Take the price of a question that was let in."""
+        """Take the price of a question that was let in, but for the row it paid then."""
         self._filled(caller, rate).rows -= rows
 
     def _filled(self, caller: str, rate: Rate) -> _Bucket:

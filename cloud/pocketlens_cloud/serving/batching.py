@@ -173,6 +173,7 @@ class Batcher:
             if each.wanted:
                 self.counts.late += 1
                 each.future.set_exception(TooLate("the deadline passed while the question waited for its turn"))
+                each.future.exception()  # of a question's rows only the first is asked for it
             else:
                 self.counts.unwanted += 1
                 each.future.cancel()

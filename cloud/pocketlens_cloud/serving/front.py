@@ -64,14 +64,14 @@ class Front:
         if refused := self.refusal(until):
             raise refused
         key = keys.current()
-        rate = Rate(key.rate, key.burst or key.rate) if key and key.rate else None
+        rate = Rate(key.rate, max(1.0, key.burst or key.rate)) if key and key.rate else None
         if key and rate:
             self._buckets.let_in(key.id, rate)
         self.inside += 1
         try:
             question = await self._by_hand(self._service.check, request)
             if key and rate:
-                self._buckets.pay(key.id, rate, len(question.plan.rows))
+                self._buckets.pay(key.id, rate, len(question.plan.rows) - 1)
             texts, took_s = await self.batcher.read(question.plan.rows, until)
             return await self._by_hand(self._service.finish, question, texts, took_s)
         finally:

@@ -281,8 +281,8 @@ def _pictures(thumbnails: Thumbnails | None, pool: ThreadPoolExecutor) -> Endpoi
             data = await asyncio.get_running_loop().run_in_executor(pool, thumbnails.of, wanted)
         except NoPicture as error:
             raise _Refusal(404, str(error)) from error
-        # An id stands for certain bytes for ever.
-        return Response(data, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=86400, immutable"})
+        # An id stands for certain bytes for ever; but the picture may be removed from the gallery.
+        return Response(data, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=300"})
 
     return picture
 

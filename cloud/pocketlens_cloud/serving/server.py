@@ -5,8 +5,6 @@ chosen by probing grpcio 1.85, whose behaviour differs from older ones."""
 
 import asyncio
 import logging
-import os
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
@@ -30,6 +28,7 @@ from pocketlens_wire.errors import (
 )
 from pocketlens_wire.v1 import retrieval_pb2 as pb
 
+from pocketlens_cloud.runtime import stand_back
 from pocketlens_cloud.service import Service
 from pocketlens_cloud.serving import calls, metrics
 from pocketlens_cloud.serving.batching import Limits
@@ -39,7 +38,6 @@ log = logging.getLogger(__name__)
 
 MAX_CALLS: Final = 4096  # at once; the last line behind Front, which turns away far earlier and says when to come again
 MAX_STREAMS: Final = 1000  # of one connection, against rapid reset (CVE-2023-44487); those beyond get UNAVAILABLE
-NICENESS: Final = 10  # of the text tower's threads; 19 is the most
 MAX_SENTENCE: Final = 1000  # characters of an error; HTTP/2 trailers have 8 KiB
 
 OPTIONS: Final = [
@@ -86,7 +84,7 @@ async def run(
     its own; `batch`: what is read together; `shares`: the port, with others that do (workers.py): else a second server
     on it fails. Raises ServerFault if the port cannot be had."""
     require_upb()
-    with ThreadPoolExecutor(HANDS, "hand") as hands, ThreadPoolExecutor(batch.runs, "tower", _stand_back) as readers:
+    with ThreadPoolExecutor(HANDS, "hand") as hands, ThreadPoolExecutor(batch.runs, "tower", stand_back) as readers:
         front = Front(service, hands, readers, batch)
         async with beside(front) if beside else nullcontext():
             passed = (_Turnstile(front), *interceptors)
@@ -101,13 +99,6 @@ async def run(
             await stop.wait()
             front.end_conversations()
             await server.stop(calls.GRACE_S)
-
-
-def _stand_back() -> None:
-    """Let the threads of transport and event loop go before this one, which needs a processor all the time: they need
-    one often and briefly, and in a full house would wait for it longer than they work."""
-    if sys.platform == "linux":  # elsewhere it would be the whole process
-        os.nice(NICENESS)
 
 
 def _bind(server: grpc.aio.Server, host: str, port: int, credentials: grpc.ServerCredentials | None) -> int:
@@ -245,8 +236,14 @@ async def _boundary(context: Any) -> AsyncIterator[None]:
 
 
 async def abort(context: Any, error: PocketlensError) -> NoReturn:
-    """End a call with the status, sentence and kind of `error`."""
-    await context.abort(status_of(error), str(error)[:MAX_SENTENCE], (*_trailers(error), *calls.headers_back()))
+    """End a call with the status, sentence and kind of `error`. One that has ended already counts as cancelled: its
+    deadline passed, or its caller left, meanwhile."""
+    try:
+        await context.abort(status_of(error), str(error)[:MAX_SENTENCE], (*_trailers(error), *calls.headers_back()))
+    except grpc.aio.AbortError:
+        raise
+    except Exception:  # noqa: BLE001 - gRPC's own, of no public class
+        raise asyncio.CancelledError from None
     raise AssertionError("abort returned")
 
 

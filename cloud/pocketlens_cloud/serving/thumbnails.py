@@ -45,13 +45,13 @@ class Thumbnails:
         indexed; BadPicture for a file that cannot be decoded."""
         if not _ID.fullmatch(picture_id):
             raise NoPicture("a picture is named by the 32 hex digits of its id")
-        return self._made(picture_id)
-
-    def _make(self, picture_id: str) -> bytes:
-        payload = self._gallery.payload(picture_id)
+        payload = self._gallery.payload(picture_id)  # each time: a picture that was removed must not be shown
         if payload is None:
             raise NoPicture(f"the gallery holds no picture {picture_id}")
-        data = self._read(str(payload.get(FILE_KEY, "")))
+        return self._made(picture_id, str(payload.get(FILE_KEY, "")))
+
+    def _make(self, picture_id: str, name: str) -> bytes:
+        data = self._read(name)
         if hashlib.sha256(data).hexdigest()[:32] != picture_id:
             raise NoPicture(f"the file of picture {picture_id} has changed since it was indexed: index again")
         return _small(open_picture(data, name=picture_id, near=SIDE))
