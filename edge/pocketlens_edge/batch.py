@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from pocketlens_wire.errors import BadPicture, PocketlensError
@@ -18,10 +21,12 @@ from pocketlens_wire.pictures import ENDINGS
 
 from pocketlens_edge.encoder import Encoded, Encoder
 from pocketlens_edge.journal import Journal, Line, Stamp
+from pocketlens_edge.patience import Pause
 
 IN_FLIGHT = 4  # questions on their way at once: the network's wait is not the encoder's
 
-Answering = Callable[[str, Encoded], Line]  # what the line of a file says; raises PocketlensError
+# What the line of a file says; raises PocketlensError. It waits with the Pause, which ends when the batch does.
+Answering = Callable[[str, Encoded, Pause], Line]
 
 
 @dataclass(kw_only=True)
@@ -96,12 +101,13 @@ def run(
         journal.write(file, {"error": {"kind": "BadPicture", "message": why}})
     done = summary.there
     try:
-        for file, line in _in_order(todo, lambda file: _encode(folder, file, encoder, keep_tokens), answering):
-            journal.write(file, line)
-            done += 1
-            _count(summary, file, line)
-            if on_progress:
-                on_progress(done)
+        with closing(_in_order(todo, lambda file: _encode(folder, file, encoder, keep_tokens), answering)) as lines:
+            for file, line in lines:
+                journal.write(file, line)
+                done += 1
+                _count(summary, file, line)
+                if on_progress:
+                    on_progress(done)
     except PocketlensError as error:
         raise type(error)(
             f"{error} Stopped: {done} of {len(found.pictures)} pictures are in {journal.path}; "
@@ -112,18 +118,28 @@ def run(
 
 def _in_order(
     files: Sequence[str], encode: Callable[[str], tuple[Encoded | None, Line]], answering: Answering | None
-) -> Iterator[tuple[str, Line]]:
+) -> Generator[tuple[str, Line]]:
     """(file, line) in the order of `files`, while up to IN_FLIGHT questions are on their way."""
+    ended = threading.Event()
     with ThreadPoolExecutor(IN_FLIGHT, "ask") as pool:
         on_their_way: deque[tuple[str, Line, Future[Line] | None]] = deque()
-        for file in files:
-            encoded, line = encode(file)
-            asked = pool.submit(answering, file, encoded) if answering and encoded else None
-            on_their_way.append((file, line, asked))
-            if len(on_their_way) == IN_FLIGHT:
+        try:
+            for file in files:
+                encoded, line = encode(file)
+                asked = pool.submit(answering, file, encoded, partial(_pause, ended)) if answering and encoded else None
+                on_their_way.append((file, line, asked))
+                if len(on_their_way) == IN_FLIGHT:
+                    yield _landed(*on_their_way.popleft())
+            while on_their_way:
                 yield _landed(*on_their_way.popleft())
-        while on_their_way:
-            yield _landed(*on_their_way.popleft())
+        finally:
+            ended.set()  # or the pool would wait for the patient
+
+
+def _pause(ended: threading.Event, seconds: float) -> None:
+    """Wait. Raises CancelledError once the batch has ended: nobody wants that answer any more."""
+    if ended.wait(seconds):
+        raise CancelledError
 
 
 def _landed(file: str, line: Line, asked: Future[Line] | None) -> tuple[str, Line]:

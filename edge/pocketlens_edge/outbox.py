@@ -9,7 +9,7 @@ Owns the folder and its files, all for their owner's eyes alone (0700, 0600):
 
 Every file is written beside its place, brought to the disk, then renamed. A question is removed only after its
 answer is on the disk; where both are found, the answer counts, so that no question is answered twice. Asking twice
-changes nothing on the server. Called by the command line and batch.py; whom to ask is handed in."""
+changes nothing on the server. Called by the command line; whom to ask is handed in."""
 
 from __future__ import annotations
 
@@ -26,12 +26,15 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 from google.protobuf.message import DecodeError
 from pocketlens_wire.errors import BadQuery, Overloaded, PocketlensError, ServerFault, TooLate, Unavailable
 from pocketlens_wire.v1 import retrieval_pb2 as pb
+
+from pocketlens_edge.patience import ask_patiently
 
 AWAY = (Unavailable, Overloaded, TooLate)  # no answer now; the same question may get one later
 
@@ -44,7 +47,6 @@ _FORMAT = 1
 _QUESTION, _DAMAGED, _UNFINISHED = ".question", ".damaged", ".unfinished"
 _STALE_S = 3600  # an unfinished file this old belongs to nobody
 _KEYS = {"format", "id", "created", "picture", "request"}
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
 _SILENT = 3  # questions in a row without an answer, then the server is left alone
 
 Ask = Callable[[pb.SearchRequest], Mapping[str, Any]]
@@ -161,7 +163,7 @@ class Outbox:
         """Ask what waits, oldest first, and write the answers.
 
         ask: gives the answer in plain values, or raises a PocketlensError.
-        patience_s: how long one question is asked again while no server answers.
+        patience_s: how long one question is asked again while no server answers; a busy one says when.
         on_answer: told of each answer once it is on the disk.
         A question that the server refuses stays and holds up no other. Raises BadQuery when another process sends."""
         sent, silent = Sent(), 0
@@ -179,7 +181,7 @@ class Outbox:
                     sent.waiting.append(entry)
                     continue
                 try:
-                    answer = _ask_patiently(ask, entry.request, patience_s)
+                    answer = ask_patiently(partial(ask, entry.request), patience_s, again=AWAY)
                     self._answer(entry, answer)
                 except AWAY as error:
                     silent += _SILENT if isinstance(error, Unavailable) else 1
@@ -275,20 +277,6 @@ class Outbox:
             lock.write(str(os.getpid()))
             lock.flush()
             yield
-
-
-def _ask_patiently(ask: Ask, request: pb.SearchRequest, patience_s: float) -> Mapping[str, Any]:
-    """The answer; while there is none, ask again after pauses that double, as long as patience lasts."""
-    end, pause = time.monotonic() + patience_s, _FIRST_PAUSE_S
-    while True:
-        try:
-            return ask(request)
-        except AWAY:
-            left = end - time.monotonic()
-            if left <= 0:
-                raise
-        time.sleep(min(pause, left))
-        pause = min(2 * pause, _LONGEST_PAUSE_S)
 
 
 # --- files

@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import grpc
@@ -13,7 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from pocketlens_edge import batch as batching
+from pocketlens_edge import patience
 from pocketlens_edge.encoder import Encoder
+from pocketlens_edge.journal import Journal
+from pocketlens_wire.errors import SpaceMismatch
 
 
 @pytest.fixture
@@ -187,6 +191,63 @@ def test_what_is_wrong_with_all_pictures_stops_it_and_it_goes_on(ask, service):
     ran, lines = ask()
     assert ran.code == 0
     assert sorted(line["file"] for line in lines) == NAMES
+
+
+BUSY = (grpc.StatusCode.RESOURCE_EXHAUSTED, "a new question would wait 250 ms", "Overloaded")
+
+
+@pytest.fixture
+def pauses(monkeypatch) -> list[float]:
+    """What a batch waits for, in seconds, on a clock that nothing else moves."""
+    waited: list[float] = []
+    monkeypatch.setattr(batching, "_pause", lambda ended, seconds: waited.append(seconds))
+    monkeypatch.setattr(patience, "monotonic", lambda: sum(waited))
+    return waited
+
+
+def test_a_busy_server_is_asked_again_when_it_says(ask, service, pauses, tmp_path):
+    service.retry_after = "250"
+    service.failures.extend([BUSY] * 12)
+    ran, lines = ask("--outbox", tmp_path / "box")
+    assert ran.code == 0, ran.err
+    assert (ran.json["answered"], ran.json["kept"], [line["file"] for line in lines]) == (7, 0, NAMES)
+    assert (pauses, service.calls) == ([0.25] * 12, 7 + 12)
+
+
+def test_patience_with_a_busy_server_ends(ask, service, pauses, tmp_path):
+    service.retry_after = "4000"
+    service.failures.extend([BUSY] * 99)
+    ran, lines = ask("--patience", 0)
+    assert (ran.code, ran.json["error"]["kind"], pauses) == (1, "Overloaded", [])
+    assert "Stopped: 0 of 7 pictures" in ran.json["error"]["message"]
+
+    box = tmp_path / "box"
+    ran, lines = ask("--patience", 10, "--outbox", box)
+    assert (ran.code, ran.json["kept"], len(list(box.glob("*.question")))) == (3, 7, 7)
+    assert 10 <= sum(pauses) < 10 + 4 * batching.IN_FLIGHT, "those on their way waited, the others were kept at once"
+    assert [line["file"] for line in lines] == NAMES
+
+
+def test_a_batch_that_ends_waits_for_no_pause(folder, bundle, tmp_path):
+    waiting, waited = threading.Semaphore(0), []
+
+    def answering(file, encoded, pause):
+        if file == NAMES[0]:
+            for _ in range(batching.IN_FLIGHT - 1):
+                assert waiting.acquire(timeout=30)
+            raise SpaceMismatch("the spaces are not one.")
+        waiting.release()
+        pause(20)
+        waited.append(file)
+        return {}
+
+    found = batching.look_through(folder)
+    with (
+        Journal(tmp_path / "out.jsonl", asked={}, pictures=found.pictures) as journal,
+        pytest.raises(SpaceMismatch, match="Stopped: 0 of 7"),
+    ):
+        batching.run(folder, found, journal, Encoder.load(bundle), answering=answering)
+    assert waited == []
 
 
 def test_with_an_outbox_nothing_is_lost(run, folder, server, service, tmp_path):

@@ -21,6 +21,7 @@ import grpc
 import numpy as np
 import pytest
 from pocketlens_edge import outbox as outboxes
+from pocketlens_edge import patience
 from pocketlens_edge.outbox import Damaged, Outbox
 from pocketlens_edge.questions import question
 from pocketlens_wire.errors import BadQuery, Overloaded, SpaceMismatch, TooLate, Unavailable
@@ -172,18 +173,26 @@ def test_one_slow_question_holds_up_no_other(box, error):
 
 
 def test_patience_waits_for_the_server(box, monkeypatch):
-    monkeypatch.setattr(outboxes, "_FIRST_PAUSE_S", 0.01)
+    waited: list[float] = []
+    monkeypatch.setattr(patience, "sleep", waited.append)
+    monkeypatch.setattr(patience, "monotonic", lambda: sum(waited))
     box.keep(asked("x"), picture=None)
-    calls = []
+    errors = [Unavailable("nobody"), TooLate("late"), Overloaded("busy", retry_after_s=3), Unavailable("nobody")]
+    left = [*errors, Overloaded("busy", retry_after_s=0)]
 
     def ask(request):
-        calls.append(request)
-        if len(calls) < 4:
-            raise Unavailable("nobody there yet")
+        if left:
+            raise left.pop(0)
         return echo(request)
 
     assert len(box.send(ask, patience_s=20).answered) == 1
-    assert len(calls) == 4
+    assert waited == [0.5, 1, 3, 2, 0.05], "a busy server says when, and is never asked in a loop"
+
+    box.keep(asked("y"), picture=None)
+    left = [Overloaded("busy", retry_after_s=4)] * 99
+    waited.clear()
+    sent = box.send(ask, patience_s=10)
+    assert (waited, len(sent.waiting), sent.reason) == ([4, 4, 2], 1, "busy")
 
 
 def test_old_questions_stay_until_asked_for(box):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from pocketlens_edge.conditions import Filter
     from pocketlens_edge.encoder import Encoded
     from pocketlens_edge.outbox import Outbox
+    from pocketlens_edge.patience import Pause
     from pocketlens_edge.questions import Mode
 
 _NAMED = 10  # failed pictures named on the terminal; the file names all
@@ -75,6 +77,14 @@ def batch(
         typer.Option(metavar="DIR", help="Also keep each picture's tokens, as DIR/NAME.npz.", show_default=False),
     ] = None,
     outbox: OutboxFolder = None,
+    patience: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            metavar="SECONDS",
+            help="How long, for one picture, to ask a busy server again when it says; 0: never.",
+        ),
+    ] = 30.0,
     bundle: Bundle = None,
     encoding: EncodingName = "int8",
     timeout: Timeout = 5.0,
@@ -142,8 +152,9 @@ def batch(
         _progress(len(found.pictures)) as on_progress,
     ):
         answering = _answering(
-            client, text, top=top, mode=Mode(mode) if mode else None, where=where, outbox=box, away=away
-        )
+            client, text, top=top, mode=Mode(mode) if mode else None, where=where, patience_s=patience, outbox=box,
+            away=away,
+        )  # fmt: skip
         summary = run(
             folder, found, journal, encoder, answering=None if encode_only else answering, keep_tokens=tokens,
             on_progress=on_progress,
@@ -170,19 +181,22 @@ def _answering(
     top: int,
     mode: Mode | None,
     where: Filter,
+    patience_s: float,
     outbox: Outbox | None,
     away: list[str],
 ) -> Answering:
-    """Asks the server; with an outbox, keeps the question once no server answers, and all that follow. `away` is told
-    why."""
+    """Asks the server, a busy one again as long as patience lasts; with an outbox, keeps the question once no server
+    answers, and all that follow. `away` is told why."""
     from pocketlens_edge.outbox import AWAY
+    from pocketlens_edge.patience import ask_patiently
     from pocketlens_edge.show import answer_json
 
-    def answer(file: str, encoded: Encoded) -> dict[str, Any]:
+    def answer(file: str, encoded: Encoded, pause: Pause) -> dict[str, Any]:
         question = client.question(encoded.tokens, words, top=top, mode=mode, where=where)
         if not away or not outbox:
             try:
-                return answer_json(client.ask(question), encoded.times_ms)
+                found = ask_patiently(partial(client.ask, question), patience_s, pause=pause)
+                return answer_json(found, encoded.times_ms)
             except AWAY as error:
                 if not outbox:
                     raise

@@ -69,7 +69,11 @@ def send(
     server: Server = DEFAULT_SERVER,
     patience: Annotated[
         float,
-        typer.Option(min=0, metavar="SECONDS", help="How long to go on asking while no server answers."),
+        typer.Option(
+            min=0,
+            metavar="SECONDS",
+            help="How long to go on asking while no server answers; a busy one is asked when it says.",
+        ),
     ] = 10.0,
     max_age: Annotated[
         float, typer.Option(min=0, max=36_500, metavar="DAYS", help="Leave older questions where they are.")
