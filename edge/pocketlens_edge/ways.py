@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Iterator
 from typing import Any, Protocol, TypeVar, cast
 
 import grpc
@@ -31,9 +31,11 @@ from pocketlens_edge.connection import (
 )
 
 GOODBYE_S = 0.5  # for a server to end a conversation that its client has ended
+_FAILED_TO_SEND = "Internal error from Core"  # gRPC's words, in asyncio alone
 
 Request = TypeVar("Request")
 Reply = TypeVar("Reply")
+Told = TypeVar("Told")
 
 
 class Answerer(Protocol):
@@ -239,11 +241,14 @@ class AsyncRemoteLine:
     def __init__(self, remote: AsyncRemote) -> None:
         self._remote = remote
         self._call: Any = None
+        self._end: grpc.aio.AioRpcError | None = None  # what the call ended with
 
     async def exchange(self, message: pb.ConverseRequest) -> pb.ConverseReply:
-        self._call = self._call or self._remote.call()
+        if not self._call:
+            self._call = self._remote.call()
+            self._call.add_done_callback(self._note_end)
         try:
-            await self._remote.said(self._call.write(message))
+            await self._remote.said(self._write(message))
             reply = await self._remote.said(self._call.read())
         except asyncio.InvalidStateError:  # the call is over already; reading says why
             reply = await self._remote.said(self._call.read())
@@ -253,6 +258,26 @@ class AsyncRemoteLine:
         if reply is grpc.aio.EOF:
             raise self._remote.over()
         return reply
+
+    async def _write(self, message: pb.ConverseRequest) -> None:
+        """Raises what the call ended with if it is over. Of a message that meets the end on its way gRPC says but
+        "Internal error from Core", and that in the place of the status that came."""
+        try:
+            await self._call.write(message)
+        except grpc.aio.AioRpcError as failed:
+            if failed.details() != _FAILED_TO_SEND:
+                raise
+            if not self._end or self._end.details() == _FAILED_TO_SEND or self._end.code() is grpc.StatusCode.OK:
+                raise self._remote.over() from None
+            raise self._end from None
+
+    def _note_end(self, call: Any) -> None:
+        self._end = grpc.aio.AioRpcError(
+            _at_once(call.code()),
+            grpc.aio.Metadata(),
+            _at_once(call.trailing_metadata()),
+            _at_once(call.details()),
+        )
 
     async def close(self) -> None:
         if not self._call:
@@ -266,6 +291,15 @@ class AsyncRemoteLine:
             pass
         finally:
             self._call.cancel()
+
+
+def _at_once(there: Coroutine[Any, Any, Told]) -> Told:
+    """What a coroutine gives that waits for nothing, as none does that asks a call for its end after that."""
+    try:
+        there.send(None)
+    except StopIteration as gave:
+        return gave.value
+    raise RuntimeError("gRPC's call says that it is over, and waits")
 
 
 class InThreadLine:

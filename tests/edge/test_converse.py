@@ -8,7 +8,9 @@ import json
 import re
 import sys
 import threading
+import time
 
+import grpc
 import numpy as np
 import pytest
 from PIL import Image
@@ -184,6 +186,23 @@ def test_asyncio_says_the_same(server, service, tokens, toy):
     turns = asyncio.run(talking())
     assert [turn.number for turn in turns] == [1, 2, 3, 5]
     assert modifiers(service.said[1]) == [("striped", -1.0)]
+
+
+def test_asyncio_says_why_a_turn_met_the_servers_end(replicas, tokens, toy):
+    """A loop that was busy has not heard of the end, so that it sends a message, and that fails."""
+
+    async def talking(server: grpc.Server, address: str) -> None:
+        ids = {"token_space": toy.token_space, "encoder_id": toy.encoder_id}
+        async with AsyncClient(address, **ids) as client, client.converse(tokens) as talk:
+            await talk.look()
+            server.stop(grace=0).wait()
+            time.sleep(0.2)  # blocks the loop: gRPC's own thread, which nothing tells of, hears of the end meanwhile
+            with pytest.raises(Unavailable, match=f"^{address}: No Pocketlens server answers there"):
+                await talk.say("in red")
+            assert talk.over
+
+    for server, _, address in replicas:
+        asyncio.run(talking(server, address))
 
 
 def test_asyncio_lets_a_turn_be_cancelled(server, service, tokens, toy):
