@@ -159,6 +159,20 @@ def test_a_list_names_files_and_nothing_else(tmp_path):
         open_source(tmp_path / "list.txt").names()
 
 
+@pytest.mark.parametrize("odd", ["\u2028", "\u2029", "\u0085", "\x0c"])
+def test_lines_end_in_lf_or_cr_lf_and_nowhere_else(toy, tmp_path, draw_picture, odd):
+    name = f"a{odd}b.png"
+    draw_picture(tmp_path / name, 1)
+    draw_picture(tmp_path / "c.png", 2)
+    (tmp_path / "list.txt").write_bytes(f"{name}\r\nc.png\r\n".encode())
+    told = {"colour": f"in{odd if odd > ' ' else ' '}red"}  # JSON itself forbids the control codes of ASCII
+    line = json.dumps({"file": name, "payload": told}, ensure_ascii=False)
+    (tmp_path / "labels.jsonl").write_bytes(f"{line}\r\n\r\n".encode())
+    report = index(tmp_path / "list.txt", tmp_path / "g", toy.bundle, payload=tmp_path / "labels.jsonl")
+    assert (report.indexed, report.unreadable, report.unused_payload) == (2, [], [])
+    assert {"file": name} | told in contents(tmp_path / "g").values()
+
+
 def test_a_listed_file_that_is_missing_is_unreadable_and_keeps_its_picture(toy, folder, tmp_path):
     (tmp_path / "list.txt").write_text("pictures/a/0.png\npictures/b/1.png\n")
     index(tmp_path / "list.txt", tmp_path / "g", toy.bundle)

@@ -7,7 +7,7 @@ from pathlib import Path
 from pocketlens_wire.errors import GalleryError
 
 from pocketlens_cloud.gallery.payload import Kind, Value, clip, excess, learn_kinds
-from pocketlens_cloud.indexing.names import FILE_KEY, PAYLOAD_FILE
+from pocketlens_cloud.indexing.names import FILE_KEY, PAYLOAD_FILE, lines_of
 
 Labels = dict[str, Value]
 
@@ -27,7 +27,7 @@ def read_payload(path: Path | None, kinds: Mapping[str, Kind]) -> dict[str, Labe
     if path is None:
         return payloads
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = lines_of(path.read_bytes())
     except (OSError, UnicodeDecodeError) as error:
         raise GalleryError(f"{path} cannot be read: {error}") from error
     for number, line in enumerate(lines, 1):
