@@ -111,7 +111,7 @@ def test_a_changed_shard_or_object_is_read_again(toy, folder, store, tmp_path, d
     assert (report.indexed, report.replaced, report.skipped, report.size) == (1, 1, 8, 9)
 
 
-@pytest.mark.parametrize("harm", ["cut", "torn header", "compressed", "same name twice"])
+@pytest.mark.parametrize("harm", ["cut", "torn header", "compressed", "same name twice", "huge size", "negative size"])
 def test_a_shard_that_cannot_be_listed_to_its_end_changes_nothing(toy, folder, tmp_path, harm):
     pattern = f"{shards(tmp_path, folder)}/*.tar"
     index(pattern, tmp_path / "g", toy.bundle)
@@ -125,6 +125,12 @@ def test_a_shard_that_cannot_be_listed_to_its_end_changes_nothing(toy, folder, t
     elif harm == "compressed":
         with tarfile.open(second, "w:gz") as tar:
             tar.add(folder, "x")
+    elif harm.endswith("size"):
+        at = whole.index(b"notes.json")
+        header = bytearray(whole[at : at + 512])
+        header[124:136] = (b"\x80" + b"\x7f" * 11) if harm == "huge size" else (b"\xff" * 10 + b"\xfc\x00")  # -1024
+        header[148:156] = b"%06o\0 " % (sum(header[:148]) + sum(header[156:]) + 8 * ord(" "))
+        second.write_bytes(whole[:at] + header + whole[at + 512 :])
     else:
         with tarfile.open(second, "a") as tar:
             tar.add(folder / "a" / "8.png", open_source(pattern).names()[-1].split("/", 1)[1])
