@@ -139,6 +139,20 @@ def test_a_shard_that_cannot_be_listed_to_its_end_changes_nothing(toy, folder, t
     assert len(contents(tmp_path / "g")) == 9
 
 
+def test_a_shard_that_is_there_is_no_pattern(toy, folder, tmp_path):
+    home = tmp_path / "set[1]"
+    shards(tmp_path, folder).rename(home)
+    shutil.copytree(home, tmp_path / "set1")  # what the brackets would match
+    report = index(f"{home}/0.tar", tmp_path / "g", toy.bundle)
+    assert (report.indexed, report.unreadable) == (4, [])
+    origin = open_source(f"{home}/0.tar")
+    assert [origin.read(name) for name in origin.names()] == [
+        (folder / name.removeprefix("0.tar/")).read_bytes() for name in origin.names()
+    ]
+    assert origin.names()[0].startswith("0.tar/")
+    assert {name.split("/", 1)[0] for name in open_source(f"{tmp_path}/set[1]/[01].tar").names()} == {"set1"}
+
+
 @pytest.mark.parametrize(
     ("where", "message"),
     [

@@ -123,9 +123,9 @@ class FileShelf:
         return self.pattern
 
     def shards(self) -> list[str]:
-        found = sorted(
-            Path(path).relative_to(self.folder).as_posix() for path in glob.glob(self.pattern, recursive=True)
-        )
+        literal = Path(self.pattern).is_file()  # first: glob reads the brackets of `set[1]/a.tar` as a choice
+        paths = [self.pattern] if literal else glob.glob(self.pattern, recursive=True)
+        found = sorted(Path(path).relative_to(self.folder).as_posix() for path in paths)
         if not found:
             raise GalleryError(f"{self.pattern}: there is no such shard")
         return found
@@ -139,6 +139,8 @@ class FileShelf:
 def local_shelf(pattern: str) -> FileShelf:
     """The shards that a path, or a pattern such as 'shards/*.tar' or 'shards/**/*.tar', names."""
     folder = Path(pattern).parent
+    if Path(pattern).is_file():
+        return FileShelf(pattern, folder)
     while glob.has_magic(str(folder)):
         folder = folder.parent
     return FileShelf(pattern, folder)
