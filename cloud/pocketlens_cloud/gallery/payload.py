@@ -123,8 +123,12 @@ def _itself(value: Any) -> Any:
 
 def clip(text: str, limit: int = 60) -> str:
     """Foreign text in backticks, shortened so that a message stays a sentence, control codes shown as `?`."""
-    shown = "".join(char if char.isprintable() else "?" for char in text[:limit])
-    return f"`{shown if len(text) <= limit else shown[: limit - 3] + '...'}`"
+    return f"`{shown(text if len(text) <= limit else text[: limit - 3] + '...')}`"
+
+
+def shown(text: str) -> str:
+    """Foreign text for a terminal, whole and in one line: line ends, escapes and other control codes shown as `?`."""
+    return "".join(char if char.isprintable() else "?" for char in text)
 
 
 def is_degrees(latitude: object, longitude: object) -> bool:
