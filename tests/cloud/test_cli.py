@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -157,6 +158,33 @@ def test_unreadable_pictures_make_the_exit_code_one_unless_allowed(invoke, tmp_p
     assert "unreadable (1):\n  bad.png: the file is empty" in refused.stderr
     assert "1 indexed" in refused.stdout
     assert invoke("index", tmp_path / "p", "--gallery", tmp_path / "g", "--allow-unreadable", 1).exit_code == 0
+
+
+def test_names_of_files_write_no_lines_and_send_no_escapes(invoke, tmp_path, draw_picture):
+    """In every list of the report, and in an error; whole in JSON."""
+    home, evil = tmp_path / "p", "x\n9 indexed\x1b]0;owned\x07\x1b[31m\u202e"
+    for seed, name in enumerate(("copy.png", "first.png", "gone.png")):
+        draw_picture(home / f"{evil}{name}", seed)
+    (home / f"{evil}bad.png").touch()
+    payload = [{"file": f"{evil}{name}", "payload": {"n": name}} for name in ("copy.png", "first.png", "ghost.png")]
+    (home / "payload.jsonl").write_text("\n".join(map(json.dumps, payload)))
+    assert invoke("index", home, "--gallery", tmp_path / "g").exit_code == 1
+    (home / f"{evil}first.png").write_bytes((home / f"{evil}copy.png").read_bytes())
+    (home / f"{evil}gone.png").unlink()
+    told = invoke("index", home, "--gallery", tmp_path / "g")
+    empty = "the file is empty. Copy or download it again."
+    flat = "x?9 indexed?]0;owned??[31m?"
+    for line in (f"bad.png: {empty}", f"first.png = {flat}copy.png", "gone.png", "ghost.png"):
+        assert f"  {flat}{line}\n" in told.stderr
+    assert all(char.isprintable() or char == "\n" for char in told.output)
+    assert not [line for line in told.output.splitlines() if line.startswith("9 indexed")]
+    report = json.loads(invoke("index", home, "--gallery", tmp_path / "g", "--json").stdout)
+    assert report["unreadable"] == [[f"{evil}bad.png", empty]]
+    with tarfile.open(tmp_path / "twice.tar", "w") as tar:
+        for _ in range(2):
+            tar.addfile(tarfile.TarInfo(f"{evil}.png"))
+    refused = invoke("index", tmp_path / "twice.tar", "--gallery", tmp_path / "g")
+    assert f"two members called {flat}.png\n" in refused.stderr
 
 
 @pytest.mark.parametrize(

@@ -190,6 +190,28 @@ def test_a_name_that_is_not_utf8_is_listed_as_unreadable(toy, folder, tmp_path):
     assert report.unreadable == [("?.png", "its name is not UTF-8: rename it")]
 
 
+def test_a_picture_whose_path_or_labels_cannot_be_stored_is_named_and_the_rest_goes_on(toy, folder, tmp_path):
+    index(folder, tmp_path / "g", toy.bundle)
+    before = contents(tmp_path / "g")
+    deep = folder / Path(*["\u00fc" * 120] * 9)  # 2,177 bytes with the file's name
+    deep.mkdir(parents=True)
+    for name in ("11.png", f"{deep.relative_to(folder)}/1.png"):  # the same picture, under another name too
+        shutil.copy(folder / "1.png", folder / name)
+    Image.new("RGB", (20, 20), (1, 2, 3)).save(deep / "new.png")
+    lines = [("2.png", "x" * 3000), ("3.png", "x")]
+    text = "\n".join(json.dumps({"file": file, "payload": {"caption": caption}}) for file, caption in lines)
+    (folder / "payload.jsonl").write_text(text)
+    report = index(folder, tmp_path / "g", toy.bundle, batch=4, prune=True)
+    long = [f"{deep.relative_to(folder)}/{name}" for name in ("1.png", "new.png")]
+    assert sorted(file for file, _ in report.unreadable) == ["2.png", *long]
+    assert all("2048 bytes as JSON; this one has" in reason for _, reason in report.unreadable)
+    assert (report.indexed, report.relabelled, report.replaced, report.pruned) == (0, 1, 0, 0)
+    captioned = {content_id((folder / "3.png").read_bytes()): {"file": "3.png", "caption": "x"}}
+    assert contents(tmp_path / "g") == before | captioned
+    fresh = index(folder, tmp_path / "new", toy.bundle, batch=4)
+    assert (fresh.indexed, len(fresh.unreadable)) == (9, 3)
+
+
 def test_payload_of_a_second_name_is_reported_when_it_is_not_used(toy, folder, tmp_path):
     shutil.copy(folder / "1.png", folder / "copy.png")
     shutil.copy(folder / "2.png", folder / "same.png")

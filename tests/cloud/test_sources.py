@@ -111,7 +111,7 @@ def test_a_changed_shard_or_object_is_read_again(toy, folder, store, tmp_path, d
     assert (report.indexed, report.replaced, report.skipped, report.size) == (1, 1, 8, 9)
 
 
-@pytest.mark.parametrize("harm", ["cut", "torn header", "compressed", "same name twice"])
+@pytest.mark.parametrize("harm", ["cut", "torn header", "compressed", "same name twice", "huge size", "negative size"])
 def test_a_shard_that_cannot_be_listed_to_its_end_changes_nothing(toy, folder, tmp_path, harm):
     pattern = f"{shards(tmp_path, folder)}/*.tar"
     index(pattern, tmp_path / "g", toy.bundle)
@@ -125,12 +125,32 @@ def test_a_shard_that_cannot_be_listed_to_its_end_changes_nothing(toy, folder, t
     elif harm == "compressed":
         with tarfile.open(second, "w:gz") as tar:
             tar.add(folder, "x")
+    elif harm.endswith("size"):
+        at = whole.index(b"notes.json")
+        header = bytearray(whole[at : at + 512])
+        header[124:136] = (b"\x80" + b"\x7f" * 11) if harm == "huge size" else (b"\xff" * 10 + b"\xfc\x00")  # -1024
+        header[148:156] = b"%06o\0 " % (sum(header[:148]) + sum(header[156:]) + 8 * ord(" "))
+        second.write_bytes(whole[:at] + header + whole[at + 512 :])
     else:
         with tarfile.open(second, "a") as tar:
             tar.add(folder / "a" / "8.png", open_source(pattern).names()[-1].split("/", 1)[1])
     with pytest.raises(GalleryError, match=r"1\.tar"):
         index(pattern, tmp_path / "g", toy.bundle, prune=True)
     assert len(contents(tmp_path / "g")) == 9
+
+
+def test_a_shard_that_is_there_is_no_pattern(toy, folder, tmp_path):
+    home = tmp_path / "set[1]"
+    shards(tmp_path, folder).rename(home)
+    shutil.copytree(home, tmp_path / "set1")  # what the brackets would match
+    report = index(f"{home}/0.tar", tmp_path / "g", toy.bundle)
+    assert (report.indexed, report.unreadable) == (4, [])
+    origin = open_source(f"{home}/0.tar")
+    assert [origin.read(name) for name in origin.names()] == [
+        (folder / name.removeprefix("0.tar/")).read_bytes() for name in origin.names()
+    ]
+    assert origin.names()[0].startswith("0.tar/")
+    assert {name.split("/", 1)[0] for name in open_source(f"{tmp_path}/set[1]/[01].tar").names()} == {"set1"}
 
 
 @pytest.mark.parametrize(
@@ -157,6 +177,20 @@ def test_a_list_names_files_and_nothing_else(tmp_path):
     (tmp_path / "list.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(GalleryError, match="UTF-8"):
         open_source(tmp_path / "list.txt").names()
+
+
+@pytest.mark.parametrize("odd", ["\u2028", "\u2029", "\u0085", "\x0c"])
+def test_lines_end_in_lf_or_cr_lf_and_nowhere_else(toy, tmp_path, draw_picture, odd):
+    name = f"a{odd}b.png"
+    draw_picture(tmp_path / name, 1)
+    draw_picture(tmp_path / "c.png", 2)
+    (tmp_path / "list.txt").write_bytes(f"{name}\r\nc.png\r\n".encode())
+    told = {"colour": f"in{odd if odd > ' ' else ' '}red"}  # JSON itself forbids the control codes of ASCII
+    line = json.dumps({"file": name, "payload": told}, ensure_ascii=False)
+    (tmp_path / "labels.jsonl").write_bytes(f"{line}\r\n\r\n".encode())
+    report = index(tmp_path / "list.txt", tmp_path / "g", toy.bundle, payload=tmp_path / "labels.jsonl")
+    assert (report.indexed, report.unreadable, report.unused_payload) == (2, [], [])
+    assert {"file": name} | told in contents(tmp_path / "g").values()
 
 
 def test_a_listed_file_that_is_missing_is_unreadable_and_keeps_its_picture(toy, folder, tmp_path):

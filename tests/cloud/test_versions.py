@@ -1,7 +1,10 @@
 """Versions of a gallery, from building to dropping: the same tests over directories and over a Qdrant server."""
 
+import bz2
+import gzip
 import io
 import json
+import lzma
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -311,6 +314,12 @@ def test_damaged_and_foreign_snapshots_are_refused_and_leave_nothing(shop, toy, 
     refused(b"no tar", "is no snapshot")
     refused(_tar({"holiday.txt": b""}), "does not begin with snapshot.json")
     head = {"snapshot.json": json.dumps(told).encode()}
+    random = np.random.default_rng(0).bytes(1 << 18)  # does not shrink, so the harm lies behind the manifest
+    for compress in (lzma.compress, gzip.compress, bz2.compress):
+        packed = compress(_tar(head | {"gallery.json": random}))
+        harmed = packed[: 1 << 17] + bytes(1 << 12) + packed[(1 << 17) + (1 << 12) :]
+        refused(harmed, r"bad\.tar (is no snapshot|cannot be restored)|gallery.json has another hash")
+        refused(packed[: 1 << 17], r"bad\.tar (is no snapshot|cannot be restored)")
     refused(_tar(head | {"gallery.json": b"{}"}), "gallery.json has another hash")
     refused(_tar(head), "is cut short: built.json is missing")
     escaping = {"snapshot.json": json.dumps(told | {"files": {"../evil": "0"}}).encode(), "../evil": b"x"}

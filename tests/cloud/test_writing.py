@@ -19,6 +19,7 @@ from pocketlens_cloud.serving import keys
 from pocketlens_cloud.serving.door import Door, DoorInterceptor
 from pocketlens_cloud.serving.keys import Keys
 from pocketlens_cloud.serving.writing import MAX_ADDING, WritingService
+from pocketlens_wire.errors import GalleryError
 from pocketlens_wire.limits import MAX_CHUNK_BYTES, MAX_PICTURE_BYTES, MAX_REMOVED
 from pocketlens_wire.v1 import gallery_pb2 as pb
 from pocketlens_wire.v1 import retrieval_pb2 as retrieval
@@ -196,6 +197,33 @@ def test_what_was_answered_survives_and_settling_declares_it_finished(toy, write
     quick._timer.join(WAIT_S)
     assert writer.gallery.settled
     quick.close()
+
+
+def test_a_settling_that_fails_is_told_and_tried_again(toy, writer, tmp_path, draw_picture, monkeypatch, caplog):
+    """A disk that is full for a moment, first when the write is flushed, then at two settlings."""
+    settle, tries, done = EmbeddedGallery.settle, [], Event()
+
+    def fail_twice(gallery: EmbeddedGallery) -> None:
+        tries.append(gallery)
+        if len(tries) <= 2:
+            raise GalleryError("no space left")
+        settle(gallery)
+        done.set()
+
+    def fail(_: EmbeddedGallery) -> None:
+        monkeypatch.undo()
+        monkeypatch.setattr(EmbeddedGallery, "settle", fail_twice)
+        raise GalleryError("no space left either")
+
+    quick = Writer(writer.gallery, *open_cloud_half(toy.bundle), settle_after_s=0.01)
+    monkeypatch.setattr(EmbeddedGallery, "flush", fail)
+    with pytest.raises(GalleryError, match="left either"):
+        quick.add_picture(drawn(tmp_path, draw_picture, 11), {})
+    assert done.wait(WAIT_S)
+    assert [(each.levelname, "no space left" in each.message) for each in caplog.records] == [("ERROR", True)] * 2
+    assert ["next try in 0.1 s" in each.message for each in caplog.records] == [True, False]
+    quick.close()
+    assert writer.gallery.settled
 
 
 def test_added_pictures_belong_to_no_source(toy, pictures, writer, tmp_path, draw_picture):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pocketlens_cloud.cli.root import AsJson, Bundle, Precision, app, err, out, plain_errors
+from pocketlens_cloud.gallery.payload import shown
 
 if TYPE_CHECKING:
     from pocketlens_cloud.indexing.ingest import IngestReport
@@ -160,12 +161,12 @@ def _watch(
 
     from pocketlens_cloud.indexing.watching import watch
 
+    def tell_trouble(error: Exception) -> None:
+        err.print(f"{shown(str(error))}; trying again", style="yellow", markup=False, highlight=False)
+
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    watch(
-        source, once, every_s=every_s, stop=stop, on_report=tell,
-        on_trouble=lambda error: err.print(f"{error}; trying again", style="yellow", markup=False, highlight=False),
-    )  # fmt: skip
+    watch(source, once, every_s=every_s, stop=stop, on_report=tell, on_trouble=tell_trouble)
 
 
 @contextmanager
@@ -233,10 +234,11 @@ def print_report(report: "IngestReport", title: str) -> None:
 
 
 def list_lines(what: str, lines: list[str]) -> None:
+    """At most MAX_UNREADABLE_SHOWN lines of names and reasons; names are foreign text."""
     if not lines:
         return
     err.print(f"{what} ({len(lines)}):", markup=False, highlight=False)
     for line in lines[:MAX_UNREADABLE_SHOWN]:
-        err.print(f"  {line}", markup=False, highlight=False)
+        err.print(f"  {shown(line)}", markup=False, highlight=False)
     if len(lines) > MAX_UNREADABLE_SHOWN:
         err.print(f"  and {len(lines) - MAX_UNREADABLE_SHOWN} more (all of them with --json)", markup=False)

@@ -11,6 +11,8 @@ import typer
 from pocketlens_wire.errors import PocketlensError
 from rich.console import Console
 
+from pocketlens_cloud.gallery.payload import shown
+
 app = typer.Typer(
     name="pocketlens-cloud",
     no_args_is_help=True,
@@ -57,6 +59,7 @@ def plain_errors() -> Iterator[None]:
 
 
 def fail(message: str) -> NoReturn:
+    """Say why and exit with 2. Names in the message may be anyone's."""
     err.print("[bold red]error:[/bold red] ", end="")
-    err.print(message, markup=False, highlight=False)
+    err.print(shown(message), markup=False, highlight=False)
     raise typer.Exit(2)

@@ -5,6 +5,7 @@ Owns those names, their switching and their snapshots; a version is an ordinary 
 import hashlib
 import io
 import json
+import lzma
 import os
 import secrets
 import shutil
@@ -31,6 +32,8 @@ MANIFEST: Final = "snapshot.json"  # first in a snapshot: what it is, and the ha
 FORMAT: Final = 1
 MAX_MANIFEST_BYTES: Final = 4 << 20
 CHUNK: Final = 1 << 20  # bytes read at once
+# What tarfile and the compressors raise for a damaged file, beside OSError.
+DAMAGE: Final = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, ValueError, OverflowError, MemoryError)
 
 
 def is_versioned(path: Path) -> bool:
@@ -175,8 +178,9 @@ def _opened(source: Path) -> Iterator[tarfile.TarFile]:
     try:
         with tarfile.open(source) as archive:
             yield archive
-    except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise GalleryError(f"{source} is no snapshot, or is damaged: {error}") from error
+    except DAMAGE as error:
+        said = str(error) or type(error).__name__
+        raise GalleryError(f"{source} is no snapshot, or is damaged: {said}") from error
 
 
 def _unpack(archive: tarfile.TarFile, to: Path, source: str, gallery_space: str) -> None:

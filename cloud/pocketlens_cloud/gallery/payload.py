@@ -57,12 +57,28 @@ def _kind_of_list(values: list[Any]) -> Kind | None:
 
 
 def learn(kinds: Mapping[str, Kind], payload: Mapping[str, object]) -> dict[str, Kind]:
-    """`kinds` extended by the keys of `payload`.
+    """`kinds` extended by the keys of a payload that can be stored.
+
+    Raises GalleryError as `learn_kinds` does, and for a payload above MAX_PAYLOAD_BYTES."""
+    learned = learn_kinds(kinds, payload)
+    if trouble := excess(payload):
+        raise GalleryError(trouble)
+    return learned
+
+
+def excess(payload: Mapping[str, object]) -> str:
+    """Why a payload is too large; empty if it is not. Raises ValueError for text that UTF-8 cannot hold."""
+    if (size := len(json.dumps(dict(payload), ensure_ascii=False).encode())) <= MAX_PAYLOAD_BYTES:
+        return ""
+    return f"one picture's payload may have {MAX_PAYLOAD_BYTES} bytes as JSON; this one has {size}"
+
+
+def learn_kinds(kinds: Mapping[str, Kind], payload: Mapping[str, object]) -> dict[str, Kind]:
+    """`kinds` extended by the keys of `payload`, whatever its size.
 
     An integer key that meets a number becomes a number key, a text or integer key that meets a list one of lists. The
     first value of a key decides whether it holds times: a time key refuses other text, a text key takes times as text.
-    Raises GalleryError for a bad key, a value that cannot be payload, a type that contradicts `kinds`,
-    or a payload above MAX_PAYLOAD_BYTES."""
+    Raises GalleryError for a bad key, a value that cannot be payload, a type that contradicts `kinds`."""
     learned = dict(kinds)
     for key, value in payload.items():
         if not KEY.fullmatch(key):
@@ -81,8 +97,6 @@ def learn(kinds: Mapping[str, Kind], payload: Mapping[str, object]) -> dict[str,
         if known != came and frozenset((known, came)) not in _WIDER:
             raise GalleryError(f"payload key `{key}` holds {known} elsewhere; {came} {clip(repr(value))} came")
         learned[key] = _WIDER.get(frozenset((known, came)), known)
-    if len(json.dumps(dict(payload), ensure_ascii=False).encode()) > MAX_PAYLOAD_BYTES:
-        raise GalleryError(f"one picture's payload may have {MAX_PAYLOAD_BYTES} bytes as JSON; this one has more")
     return learned
 
 
@@ -109,8 +123,12 @@ def _itself(value: Any) -> Any:
 
 def clip(text: str, limit: int = 60) -> str:
     """Foreign text in backticks, shortened so that a message stays a sentence, control codes shown as `?`."""
-    shown = "".join(char if char.isprintable() else "?" for char in text[:limit])
-    return f"`{shown if len(text) <= limit else shown[: limit - 3] + '...'}`"
+    return f"`{shown(text if len(text) <= limit else text[: limit - 3] + '...')}`"
+
+
+def shown(text: str) -> str:
+    """Foreign text for a terminal, whole and in one line: line ends, escapes and other control codes shown as `?`."""
+    return "".join(char if char.isprintable() else "?" for char in text)
 
 
 def is_degrees(latitude: object, longitude: object) -> bool:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from pocketlens_wire.errors import GalleryError
 
-from pocketlens_cloud.gallery.payload import Kind, Value, clip, learn
-from pocketlens_cloud.indexing.names import FILE_KEY, PAYLOAD_FILE
+from pocketlens_cloud.gallery.payload import Kind, Value, clip, excess, learn_kinds
+from pocketlens_cloud.indexing.names import FILE_KEY, PAYLOAD_FILE, lines_of
 
 Labels = dict[str, Value]
 
@@ -21,12 +21,13 @@ def default_payload(folder: Path) -> Path | None:
 def read_payload(path: Path | None, kinds: Mapping[str, Kind]) -> dict[str, Labels]:
     """Payload by file name from lines {"file": ..., "payload": {key: text, number, true or false}}.
 
-    `kinds`: types the gallery has already given to keys. Raises GalleryError naming the line."""
+    `kinds`: types the gallery has already given to keys. A payload may be too large: that is its picture's trouble, and
+    told with it (run.py). Raises GalleryError naming the line."""
     payloads: dict[str, Labels] = {}
     if path is None:
         return payloads
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = lines_of(path.read_bytes())
     except (OSError, UnicodeDecodeError) as error:
         raise GalleryError(f"{path} cannot be read: {error}") from error
     for number, line in enumerate(lines, 1):
@@ -34,7 +35,9 @@ def read_payload(path: Path | None, kinds: Mapping[str, Kind]) -> dict[str, Labe
             continue
         try:
             name, payload = _payload_line(line)
-            kinds = learn(kinds, {FILE_KEY: name, **payload})
+            whole = {FILE_KEY: name, **payload}
+            kinds = learn_kinds(kinds, whole)
+            excess(whole)  # raises for text that UTF-8 cannot hold
         except (GalleryError, ValueError) as error:
             raise GalleryError(f"{path}, line {number}: {error}") from error
         if name in payloads:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pocketlens_cloud.gallery.interface import Gallery, Point
-from pocketlens_cloud.gallery.payload import Payload
+from pocketlens_cloud.gallery.payload import Payload, excess
 from pocketlens_cloud.indexing.journal import Entry, Journal
 from pocketlens_cloud.indexing.looking import Seen
 from pocketlens_cloud.indexing.names import FILE_KEY, printable
@@ -36,7 +36,7 @@ class Run:
         self._gallery, self._journal = gallery, journal
         self.stored: Mapping[str, Payload] = dict(gallery.payloads())  # id -> payload, as found at the start
         self._owner: dict[str, str] = {}  # id -> first file that holds it
-        self._untouched: set[str] = set()  # files that could not be read, so nothing is known about them
+        self._untouched: set[str] = set()  # files that cannot be read or stored, whose pictures stay as they are
 
     def take(self, seen: Seen, batch: Batch) -> None:
         """Decide what a look means, and put what is to be written into `batch`."""
@@ -51,6 +51,10 @@ class Run:
             self.report.unreadable.append((printable(seen.file), seen.trouble.removeprefix(f"{seen.file}: ")))
             if seen.entry is None:
                 self._untouched.add(seen.file)
+            return False
+        if trouble := excess(self._payload(seen.file)):
+            self.report.unreadable.append((seen.file, f"{trouble}, its path with it: shorten its path or its labels"))
+            self._untouched.add(seen.file)
             return False
         point = seen.entry.id
         first = self._owner.setdefault(point, seen.file)

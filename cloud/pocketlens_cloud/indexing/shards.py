@@ -16,6 +16,8 @@ from pocketlens_wire.pictures import MAX_FILE_BYTES
 from pocketlens_cloud.indexing.sources import is_picture, too_large
 
 BLOCK: Final = tarfile.BLOCKSIZE
+# What reading a damaged or hostile header raises; the latter four for sizes and chains beyond bounds.
+DAMAGE: Final = (OSError, tarfile.TarError, ValueError, OverflowError, MemoryError, RecursionError)
 
 
 class Shelf(Protocol):
@@ -88,14 +90,17 @@ class ShardSource:
             with file:
                 with tarfile.open(fileobj=file, mode="r:") as tar:
                     for member in tar:
+                        if member.size < 0:  # tarfile before 3.11.14 then goes in circles
+                            raise tarfile.ReadError(f"{member.name!r} has a negative size")
                         self._note(shard, member)
                     end = tar.offset
                 # tarfile takes a damaged header for the end; what lay behind it would then seem to be gone.
                 file.seek(end)
                 if file.read(BLOCK) != bytes(BLOCK):
                     raise GalleryError(f"shard {shard} does not end as a .tar does: it is cut off or damaged")
-        except (OSError, tarfile.TarError) as error:
-            raise GalleryError(f"shard {shard} cannot be listed: {error} (it must be an uncompressed .tar)") from error
+        except DAMAGE as error:
+            said = str(error) or type(error).__name__
+            raise GalleryError(f"shard {shard} cannot be listed: {said} (it must be an uncompressed .tar)") from error
 
     def _note(self, shard: str, member: tarfile.TarInfo) -> None:
         if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or not is_picture(member.name):
@@ -118,9 +123,9 @@ class FileShelf:
         return self.pattern
 
     def shards(self) -> list[str]:
-        found = sorted(
-            Path(path).relative_to(self.folder).as_posix() for path in glob.glob(self.pattern, recursive=True)
-        )
+        literal = Path(self.pattern).is_file()  # first: glob reads the brackets of `set[1]/a.tar` as a choice
+        paths = [self.pattern] if literal else glob.glob(self.pattern, recursive=True)
+        found = sorted(Path(path).relative_to(self.folder).as_posix() for path in paths)
         if not found:
             raise GalleryError(f"{self.pattern}: there is no such shard")
         return found
@@ -134,6 +139,8 @@ class FileShelf:
 def local_shelf(pattern: str) -> FileShelf:
     """The shards that a path, or a pattern such as 'shards/*.tar' or 'shards/**/*.tar', names."""
     folder = Path(pattern).parent
+    if Path(pattern).is_file():
+        return FileShelf(pattern, folder)
     while glob.has_magic(str(folder)):
         folder = folder.parent
     return FileShelf(pattern, folder)

@@ -12,7 +12,7 @@ from typing import Protocol
 from pocketlens_wire.errors import BadPicture, GalleryError
 from pocketlens_wire.pictures import ENDINGS, MAX_FILE_BYTES
 
-from pocketlens_cloud.indexing.names import PAYLOAD_FILE
+from pocketlens_cloud.indexing.names import PAYLOAD_FILE, lines_of
 
 
 class Source(Protocol):
@@ -149,7 +149,7 @@ class ListSource:
 
     def names(self) -> list[str]:
         try:
-            lines = self.file.read_text(encoding="utf-8").splitlines()
+            lines = lines_of(self.file.read_bytes())
         except OSError as error:
             raise GalleryError(f"{self.file} cannot be read: {error.strerror}") from error
         except UnicodeDecodeError as error:

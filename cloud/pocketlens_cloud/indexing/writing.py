@@ -4,11 +4,12 @@ Owns the checks on what comes in, the order (decode, tower, gallery, disk), that
 gallery, and when the writing is declared finished. Knows no wire: that is serving/writing.py's. Pictures are decoded in
 a process apart, so that a hostile one cannot harm the service."""
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock, Timer
+from threading import Lock, Timer, current_thread
 from typing import Final, final
 
 import numpy as np
@@ -24,7 +25,10 @@ from pocketlens_cloud.indexing.names import content_id
 from pocketlens_cloud.towers import ImageTower
 
 SETTLE_AFTER_S: Final = 5.0  # without a write, after which the search index is brought up to date
+LEAST_PAUSE_S, MOST_PAUSE_S = 0.1, 300.0  # between a settling that failed and the next try, twice as long each time
 _ID: Final = re.compile(r"[0-9a-f]{32}")
+
+log = logging.getLogger(__name__)
 
 Vectors = Mapping[str, NDArray[np.float32]]
 
@@ -60,6 +64,7 @@ class Writer:
         self._settle_after_s = settle_after_s
         self._guard = Lock()
         self._timer: Timer | None = None
+        self._closed = False
 
     def add_picture(self, data: bytes, payload: Payload) -> tuple[str, bool, State]:
         """Id, whether it was there, the gallery afterwards. One that is there keeps its vectors and gets the payload.
@@ -126,20 +131,47 @@ class Writer:
 
     def close(self) -> None:
         """Settle and let go of everything but the gallery, which is whose who opened it."""
-        if self._timer:
-            self._timer.cancel()
-        self.settle()
-        self._decoder.close()
+        with self._guard:
+            self._closed = True
+            if self._timer:
+                self._timer.cancel()
+        try:
+            self.settle()
+        finally:
+            self._decoder.close()
 
     def _written(self) -> State:
         """After a write, within the guard: on disk, and the clock to settling wound up anew."""
-        self.gallery.flush()
+        try:
+            self.gallery.flush()
+        finally:
+            self._wind_up(self._settle_after_s)
+        return State(self.gallery.generation, self.gallery.size)
+
+    def _wind_up(self, pause_s: float) -> None:
+        """Within the guard."""
         if self._timer:
             self._timer.cancel()
-        self._timer = Timer(self._settle_after_s, self.settle)
+        if self._closed:
+            return
+        self._timer = Timer(pause_s, self._settle_by_the_clock, [pause_s])
         self._timer.daemon = True
         self._timer.start()
-        return State(self.gallery.generation, self.gallery.size)
+
+    def _settle_by_the_clock(self, waited_s: float) -> None:
+        """Settle; where that fails (a full disk, a server away), say so and try again later."""
+        with self._guard:
+            if self._closed or current_thread() is not self._timer or self.gallery.settled:
+                return  # wound up anew while this one waited for the guard, or done by another
+            try:
+                self.gallery.settle()
+            except (GalleryError, OSError) as error:
+                pause_s = min(max(2 * waited_s, LEAST_PAUSE_S), MOST_PAUSE_S)
+                log.error(
+                    "%s was not settled, next try in %g s; until then new pictures are searched without an index: %s",
+                    self.gallery.title, pause_s, error,
+                )  # fmt: skip
+                self._wind_up(pause_s)
 
     def _seen(self, data: bytes) -> Vectors:
         try:
