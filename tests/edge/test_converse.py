@@ -268,6 +268,13 @@ def test_json_is_one_line_a_turn_also_for_errors(talk):
     assert ran.code == 1, "a turn was refused"
 
 
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_quit_after_a_refused_turn_leaves_with_1(talk, service, options):
+    ran = talk("in blue", "/weigh 5 red", "/quit", "never said", options=options)
+    assert (ran.code, len(service.said)) == (1, 1)  # the opening, which "in blue" went with
+    assert "must be -2 to 2" in ran.out + ran.err
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [

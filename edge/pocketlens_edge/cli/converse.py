@@ -172,7 +172,8 @@ def _talk(talk: Conversation, *, begin: bool, as_json: bool) -> tuple[list[Turn]
 def _lines() -> Iterator[str]:
     """What is typed or piped in, to its end."""
     if not sys.stdin.isatty():
-        yield from sys.stdin
+        for line in sys.stdin:  # noqa: UP028, `yield from` would close standard input at /quit
+            yield line
         return
     with suppress(ImportError):  # not on every system; input() then lets lines be edited and recalled
         import readline  # noqa: F401  # pyright: ignore[reportUnusedImport]
