@@ -91,13 +91,14 @@ def program() -> list[object]:
 
 
 def _wait(process: subprocess.Popen[bytes], ready: Path, log: Path, started: float) -> str:
-    while perf_counter() - started < PATIENCE_S:
+    while (code := process.poll()) is None and perf_counter() - started < PATIENCE_S:
         if ready.is_file() and (address := ready.read_text(encoding="utf-8").strip()):
             return address
-        if process.poll() is not None:
-            break
         sleep(0.002)
-    said = " ".join(log.read_text(encoding="utf-8", errors="replace").split())[-500:]
+    said = " ".join(log.read_text(encoding="utf-8", errors="replace").split())[-500:] or "nothing"
+    if code is None:
+        raise ServerFault(f"the server to be measured did not come up within {PATIENCE_S:g} s. It said: {said}")
     raise ServerFault(
-        f"the server to be measured did not come up within {PATIENCE_S:g} s. It said: {said or 'nothing'}"
+        f"the server to be measured ended with code {code}, {perf_counter() - started:.1f} s after its start. "
+        f"It said: {said}"
     )

@@ -2,7 +2,8 @@
 
 import io
 import json
-from random import Random
+import socket
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -24,13 +25,13 @@ from pocketlens_bench.chaos.judging import (
     judged,
     tally,
 )
-from pocketlens_bench.chaos.replicas import Replica, free_ports
+from pocketlens_bench.chaos.replicas import Replica, held_ports
 from pocketlens_bench.chaos.setting import Sizes, made
 from pocketlens_bench.cli import app
 from pocketlens_bench.report.console_chaos import print_chaos
 from pocketlens_bench.world import silently
 from pocketlens_wire.bundle import default_bundle
-from pocketlens_wire.errors import Overloaded, Unauthenticated
+from pocketlens_wire.errors import Overloaded, ServerFault, Unauthenticated
 from rich.console import Console
 
 SIZES = Sizes(
@@ -133,9 +134,8 @@ def test_errors_are_counted_by_name_and_facts_that_must_be_zero_are_named():
 def test_mixed_answers_and_a_server_that_stays_away_are_counted(setting):
     """The clients of the benchmark, and one server: of some pictures it is said that they are not in the generation;
     then the server is killed and does not come back."""
-    (port,) = free_ports(Random(0), 1)
     asked = {"timeout_s": 60, "seed": 0}
-    with Replica(setting.bundle, setting.shop, port) as server:
+    with held_ports(1) as (port,), Replica(setting.bundle, setting.shop, port) as server:
         generation, hits = answers(server.address, setting.questions, timeout_s=60)
         foreign = hits[0][0][0]
         told = Right({generation: hits}, {generation: setting.contents[generation] - {foreign}})
@@ -146,6 +146,23 @@ def test_mixed_answers_and_a_server_that_stays_away_are_counted(setting):
     with asking(server.address, setting.questions, told, rate=10, seconds=0.5, kinds=CLIENTS[1:], **asked) as clients:
         rows = clients.rows()
     assert all(row["errors"].keys() == {"Unavailable"} and row["answered"] == 0 for row in rows)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a bound port is let go, so that the server can have it")
+def test_ports_are_held_for_a_server_and_against_everybody_else():
+    with held_ports(2) as held, held_ports(2) as others:
+        assert len({*held, *others}) == 4
+        for port in held:
+            with socket.socket() as other, pytest.raises(OSError, match="in use"):
+                other.bind(("127.0.0.1", port))
+        with socket.create_server(("127.0.0.1", held[0])), socket.create_connection(("127.0.0.1", held[0]), 10):
+            pass
+
+
+def test_a_server_that_ends_at_once_is_told_with_its_code_and_its_last_words(tmp_path):
+    with pytest.raises(ServerFault, match=r"ended with code 2, .* It said: .*no-gallery") as raised:
+        Replica(default_bundle(), tmp_path / "no-gallery", 0).up()
+    assert "did not come up" not in str(raised.value)
 
 
 @pytest.mark.skipif(not HAS_OPENSSL, reason="makes certificates with openssl")

@@ -8,9 +8,10 @@ import os
 import random
 import signal
 import socket
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -81,7 +82,7 @@ def _killed_under_load(setting: Setting, on_progress: OnProgress) -> dict[str, A
     with ExitStack() as stack:
         both = [
             stack.enter_context(Replica(setting.bundle, gallery, port))
-            for gallery, port in zip(galleries, free_ports(draws, 2), strict=True)
+            for gallery, port in zip(galleries, stack.enter_context(held_ports(2)), strict=True)
         ]
         generation, hits = answers(both[0].address, questions, timeout_s=sizes.timeout_s)
         right = Right({generation: hits}, setting.contents)
@@ -137,16 +138,25 @@ def _of_indexing(found: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def free_ports(draws: random.Random, count: int) -> list[int]:
-    """Ports of this machine that nobody listens on. Raises ServerFault if there are none."""
-    found: list[int] = []
-    for port in draws.sample(PORTS, 200):
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        found.append(port)
-        if len(found) == count:
-            return found
-    raise ServerFault(f"no {count} free ports between {PORTS.start} and {PORTS.stop}")
+@contextmanager
+def held_ports(count: int) -> Iterator[list[int]]:
+    """Ports of this machine that nobody has, and that nobody is given as long as this holds them: two runs beside each
+    other do not meet. Raises ServerFault if there are none.
+
+    Bound alone at first; then a server may listen where we are merely bound. Elsewhere than on Linux it may not, and
+    they are let go at once."""
+    with ExitStack() as held:
+        found: list[int] = []
+        for port in random.SystemRandom().sample(PORTS, 200):
+            with suppress(OSError), ExitStack() as taken:
+                holder = taken.enter_context(socket.socket())
+                holder.bind(("127.0.0.1", port))
+                holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                found.append(port)
+                if sys.platform == "linux":
+                    held.push(taken.pop_all())
+            if len(found) == count:
+                break
+        else:
+            raise ServerFault(f"no {count} free ports between {PORTS.start} and {PORTS.stop}")
+        yield found
