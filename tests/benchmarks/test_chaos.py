@@ -4,10 +4,12 @@ import io
 import json
 import socket
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from pocketlens_bench.chaos import rotation
+from pocketlens_bench.chaos import asking as asking_module
+from pocketlens_bench.chaos import rotation, versions
 from pocketlens_bench.chaos.asking import CLIENTS, answers, asking
 from pocketlens_bench.chaos.certificates import HAS_OPENSSL
 from pocketlens_bench.chaos.driver import PARTS, felt, measured
@@ -30,8 +32,9 @@ from pocketlens_bench.chaos.setting import Sizes, made
 from pocketlens_bench.cli import app
 from pocketlens_bench.report.console_chaos import print_chaos
 from pocketlens_bench.world import silently
+from pocketlens_edge.client import Client
 from pocketlens_wire.bundle import default_bundle
-from pocketlens_wire.errors import Overloaded, ServerFault, Unauthenticated
+from pocketlens_wire.errors import Overloaded, ServerFault, TooLate, Unauthenticated
 from rich.console import Console
 
 SIZES = Sizes(
@@ -131,6 +134,54 @@ def test_errors_are_counted_by_name_and_facts_that_must_be_zero_are_named():
     ]
 
 
+def test_late_ones_are_told_apart_by_whether_their_asker_was_punctual_meanwhile():
+    """Late from 0 to 5 s and from 10 to 15 s; the asker itself awoke late at 3 s, and a little so at 12 s."""
+    late = {0.0, 10.0}
+    woke = {3.0: 0.2, 12.0: 0.04, 20.0: 0.2}
+    outcomes = [
+        Asked(due, 9.0, 5.0, *(("TooLate", "5 s allowed") if due in late else (SAME,)), woke_s=woke.get(due, 0.0))
+        for due in map(float, range(25))
+    ]
+    row = tally("one", outcomes)
+    assert (row["errors"], row["late_while_still"]) == ({"TooLate": 2}, 1)
+    table = {"title": "T", "rows": [row], "facts": []}
+    told = "T, one: 2 of 25 questions ended with TooLate (1 while the machine stood still), as in: 5 s allowed"
+    assert broken([table]) == [told]
+    unknown = tally("two", [replace(one, woke_s=None) for one in outcomes])
+    assert unknown["late_while_still"] is None
+    machine = {"cpu": "Cpu", "cores": 4, "system": "Linux", "load_at_start": 9.0}
+    card = {"machine": machine, "versions": {"python": "3"}, "time": "now"}
+    page = io.StringIO()
+    result = {"tables": [{**table, "rows": [row, unknown]}], "broken": [], "lost": [], "left_out": [], "honesty": ""}
+    print_chaos(Console(file=page, width=90), {**result, "conditions": card})
+    assert "one: late while the machine stood still: 1 of 2 late ones" in page.getvalue()
+    assert "two: late while the machine stood still: not known" in page.getvalue()
+
+
+def test_deadlines_while_a_part_is_set_up_are_tried_again_and_those_while_it_waits_are_counted(setting, monkeypatch):
+    """Of the asking that is no client's, every second ends in a deadline: before, while and after it is disturbed."""
+    turns = {Client.ask: 0, Client.describe: 0}
+
+    def every_second(method):
+        def called(self, *given):
+            turns[method] += 1
+            if turns[method] % 2:
+                raise TooLate("5 s allowed")
+            return method(self, *given)
+
+        return called
+
+    for method in tuple(turns):
+        monkeypatch.setattr(Client, method.__name__, every_second(method))
+    monkeypatch.setattr(asking_module, "BETWEEN_TRIES_S", 0)
+    (table,) = versions.measure(replace(setting, sizes=replace(SIZES, seconds=1.0)), silently)
+    facts = {each["name"]: each["value"] for each in table["facts"]}
+    looks = facts["looks whether the server follows that ended with TooLate"]
+    assert looks >= facts["promotions and rollbacks"] >= 1
+    assert facts["switches not followed within 30 s"] == 0
+    assert broken([table]) == [f"{table['title']}: looks whether the server follows that ended with TooLate: {looks}"]
+
+
 def test_mixed_answers_and_a_server_that_stays_away_are_counted(setting):
     """The clients of the benchmark, and one server: of some pictures it is said that they are not in the generation;
     then the server is killed and does not come back."""
@@ -201,8 +252,11 @@ def test_wrong_usage_is_refused_and_what_broke_leaves_with_1(monkeypatch, capsys
             app(["chaos", *wrong])
         assert left.value.code == 2
     result = {"tables": [], "broken": ["it broke"], "lost": ["it broke"], "left_out": [], "honesty": ""}
-    monkeypatch.setattr("pocketlens_bench.chaos.driver.measure", lambda *_, **__: result)
+    sizes = []
+    monkeypatch.setattr(
+        "pocketlens_bench.chaos.driver.measure", lambda *_, **given: sizes.append(given["sizes"]) or result
+    )
     with pytest.raises(SystemExit) as left:
-        app(["chaos", "--json"])
-    assert left.value.code == 1
+        app(["chaos", "--json", "--timeout", "12"])
+    assert (left.value.code, sizes) == (1, [Sizes(timeout_s=12.0)])
     assert json.loads(capsys.readouterr().out)["broken"] == ["it broke"]

@@ -383,6 +383,11 @@ def test_what_survived_is_counted_and_what_did_not_is_named(saved):
     assert "| servers killed | 12 |  |" in text and "| seconds | 1.25 |  |" in text
     assert "| pictures missing | 0 | 0 |" in text
     assert "| 3 Unavailable | 2 |" in text_of(saved(chaos(errors=3)))
+    assert "stood still" not in text, "an older result does not say"
+    newer = chaos()
+    newer["tables"][0]["rows"][0]["late_while_still"] = 7
+    assert "| slowest ms | late while the machine stood still |" in (text := text_of(saved(newer)))
+    assert "| 900 | 7 |" in text
 
 
 def test_the_chosen_setting_is_marked_once(saved):

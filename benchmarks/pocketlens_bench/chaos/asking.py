@@ -5,13 +5,15 @@ has them, with their own retries. Questions are due at times drawn in advance, a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from multiprocessing import get_context
-from typing import Any, final
+from time import sleep
+from typing import Any, TypeVar, final
 
 from pocketlens_edge.client import Client
+from pocketlens_wire.errors import Overloaded, TooLate, Unavailable
 from pocketlens_wire.v1 import retrieval_pb2 as pb
 
 from pocketlens_bench.chaos.clients import Plan, carried_out
@@ -19,15 +21,32 @@ from pocketlens_bench.chaos.judging import Asked, Hits, Right, hits_of, tally
 from pocketlens_bench.load import arrivals
 
 CLIENTS = ("Client", "AsyncClient")
+TRIES = 5  # of a question whose answer a part cannot do without
+BETWEEN_TRIES_S = 0.5
+PASSING = (TooLate, Overloaded, Unavailable)
+
+_Answer = TypeVar("_Answer")
+
+
+def patiently(ask: Callable[[], _Answer]) -> _Answer:
+    """The answer to a question that sets up a part, or looks how it ended: it is no measurement, so it is tried again.
+
+    Raises PocketlensError; of those that pass, the last."""
+    for _ in range(TRIES - 1):
+        try:
+            return ask()
+        except PASSING:
+            sleep(BETWEEN_TRIES_S)
+    return ask()
 
 
 def answers(server: str, questions: Sequence[bytes], *, timeout_s: float) -> tuple[str, list[Hits]]:
-    """What a server answers when nothing disturbs it: its generation, and the hits of each question.
+    """What a server answers when nothing disturbs it: its generation, and the hits of each question, asked patiently.
 
     Raises PocketlensError."""
     requests = [pb.SearchRequest.FromString(each) for each in questions]
     with Client(server, token_space=requests[0].token_space, timeout_s=timeout_s) as client:
-        found = [client.ask(request) for request in requests]
+        found = [patiently(lambda: client.ask(request)) for request in requests]  # noqa: B023
     return found[-1].generation, [hits_of(answer) for answer in found]
 
 

@@ -46,15 +46,15 @@ def _in_threads(plan: Plan) -> list[Asked]:
     ):
         start = perf_counter()
 
-        def one(which: int, due: float) -> Asked:
+        def one(which: int, due: float, woke_s: float) -> Asked:
             lag = perf_counter() - start - due
             said = judged(lambda: client.ask(requests[which]), plan.right, which)
-            return Asked(due, lag, perf_counter() - start - due, *said)
+            return Asked(due, lag, perf_counter() - start - due, *said, woke_s=woke_s)
 
         asked = []
         for number, due in enumerate(plan.due):
             sleep(max(0.0, start + due - perf_counter()))
-            asked.append(pool.submit(one, number % len(requests), due))
+            asked.append(pool.submit(one, number % len(requests), due, perf_counter() - start - due))
         return [each.result() for each in asked]
 
 
@@ -71,6 +71,6 @@ async def _in_tasks(plan: Plan) -> list[Asked]:
                 said, generation = plan.right.verdict(answer, which), answer.generation
             except PocketlensError as error:
                 said, words = type(error).__name__, str(error)
-            return Asked(due, lag, perf_counter() - start - due, said, words, generation)
+            return Asked(due, lag, perf_counter() - start - due, said, words, generation, woke_s=lag)
 
         return list(await asyncio.gather(*(one(i % len(requests), due) for i, due in enumerate(plan.due))))

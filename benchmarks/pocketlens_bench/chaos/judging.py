@@ -5,6 +5,7 @@ server said beforehand what is right. Called by the parts."""
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,11 +13,13 @@ from typing import Any
 
 import numpy as np
 from pocketlens_edge.client import Answer
-from pocketlens_wire.errors import Overloaded, PocketlensError
+from pocketlens_wire.errors import Overloaded, PocketlensError, TooLate
 
 SAME, MIXED, DIFFERING, UNKNOWN = "same", "mixed", "differing", "of an unknown generation"
 WRONG = (MIXED, DIFFERING, UNKNOWN)
 TURNED_AWAY = Overloaded.__name__  # for load, with when to come again: counted apart, as nothing broke
+LATE = TooLate.__name__
+PUNCTUAL_S = 0.05  # an asker that wakes later than that had no processor: the machine, not only the server, was behind
 COSINE = 1e-4  # by which scores of the same answer may differ: the tower sums in another order in other company
 
 Hits = Sequence[tuple[str, float]]  # id and score, best first
@@ -56,7 +59,8 @@ def alike(one: Hits, other: Hits) -> bool:
 @dataclass(frozen=True)
 class Asked:
     """One question: when it was due, how late it was sent, when it was answered after it was due (seconds); said: a
-    verdict, or the name of the error that came, and then its words."""
+    verdict, or the name of the error that came, and then its words; woke_s: how late the asker itself awoke for it,
+    before it waited for anything of its own; None where it has no times to keep."""
 
     due: float
     lag_s: float
@@ -64,6 +68,7 @@ class Asked:
     said: str
     words: str = ""
     generation: str = ""
+    woke_s: float | None = None
 
 
 def judged(ask: Callable[[], Answer], right: Right, question: int) -> tuple[str, str, str]:
@@ -75,6 +80,15 @@ def judged(ask: Callable[[], Answer], right: Right, question: int) -> tuple[str,
     return right.verdict(answer, question), "", answer.generation
 
 
+def late_while_still(outcomes: Sequence[Asked]) -> int | None:
+    """How many of the late ones were under way while their asker was not punctual; None where that is not known."""
+    late = [one for one in outcomes if one.said == LATE]
+    if late and any(one.woke_s is None for one in outcomes):
+        return None
+    still = sorted(one.due for one in outcomes if (one.woke_s or 0.0) >= PUNCTUAL_S)
+    return sum(bisect_left(still, one.due) < bisect_right(still, one.due + one.took_s) for one in late)
+
+
 def tally(name: str, outcomes: Sequence[Asked]) -> dict[str, Any]:
     """A row: how many were asked, answered rightly, wrongly, turned away, and failed, by the error's name."""
     said = Counter(one.said for one in outcomes)
@@ -84,6 +98,7 @@ def tally(name: str, outcomes: Sequence[Asked]) -> dict[str, Any]:
     return {
         "name": name, "asked": len(outcomes), "answered": said[SAME], "errors": errors,
         "examples": {one.said: one.words[:200] for one in reversed(outcomes) if one.said in errors},
+        "late_while_still": late_while_still(outcomes),
         "turned_away": said[TURNED_AWAY], **{wrong: said[wrong] for wrong in WRONG},
         "p50_ms": p50, "p99_ms": p99, "slowest_ms": slowest,
         "asker_late_p99_ms": 1e3 * float(np.quantile([one.lag_s for one in outcomes], 0.99)) if outcomes else 0.0,
@@ -102,7 +117,7 @@ def broken(tables: Iterable[Mapping[str, Any]]) -> list[str]:
         for row in table["rows"]:
             where, asked = f"{table['title']}, {row['name']}", f"of {row['asked']:,} questions"
             found += [
-                f"{where}: {count:,} {asked} ended with {error}, as in: {row['examples'][error]}"
+                f"{where}: {count:,} {asked} ended with {error}{_of_which(row, error)}, as in: {row['examples'][error]}"
                 for error, count in row["errors"].items()
             ]
             found += [f"{where}: {row[wrong]:,} {asked} had an answer that is {wrong}" for wrong in WRONG if row[wrong]]
@@ -114,3 +129,8 @@ def broken(tables: Iterable[Mapping[str, Any]]) -> list[str]:
             if each["must_be_zero"] and each["value"]
         ]
     return found
+
+
+def _of_which(row: Mapping[str, Any], error: str) -> str:
+    still = row["late_while_still"]
+    return f" ({still:,} while the machine stood still)" if error == LATE and still else ""

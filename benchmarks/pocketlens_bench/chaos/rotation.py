@@ -26,6 +26,7 @@ from pocketlens_wire.errors import PocketlensError, ServerFault, Unauthenticated
 from pocketlens_wire.v1 import retrieval_pb2 as pb
 
 from pocketlens_bench.chaos import certificates
+from pocketlens_bench.chaos.asking import patiently
 from pocketlens_bench.chaos.judging import Asked, Right, fact, hits_of, judged, tally
 from pocketlens_bench.chaos.setting import Setting
 from pocketlens_bench.server import serving
@@ -107,7 +108,7 @@ class Line:
             ).ask(question)
 
     def shown(self) -> str:
-        """The name in the certificate that a new connection meets."""
+        """The name in the certificate that a new connection meets. Raises OSError where none comes about in time."""
         host, _, port = self.address.rpartition(":")
         with (
             socket.create_connection((host, int(port)), self._timeout_s) as plain,
@@ -137,7 +138,7 @@ def measure(setting: Setting, on_progress: OnProgress) -> list[dict[str, Any]]:
     with serving(setting.bundle, setting.shop, threads=1, more=more) as server:
         line = Line(server.address, ca, setting.sizes.timeout_s)
         questions = [pb.SearchRequest.FromString(each) for each in setting.questions]
-        undisturbed = [line.ask(key, question, None) for question in questions]
+        undisturbed = [patiently(lambda: line.ask(key, question, None)) for question in questions]  # noqa: B023
         right = Right({undisturbed[0].generation: [hits_of(each) for each in undisturbed]}, setting.contents)
         with Askers(line, key, questions, right) as askers:
             counts = _rotated(setting, place, line, askers, (key, kept.id), on_progress)
@@ -149,6 +150,7 @@ def measure(setting: Setting, on_progress: OnProgress) -> list[dict[str, Any]]:
             "facts": [
                 fact("certificates and keys replaced", counts["turns"]),
                 fact("new connections that met an older certificate", counts["old_certificate"], must_be_zero=True),
+                fact("new connections that did not come about", counts["no_connection"], must_be_zero=True),
                 fact("questions with a revoked key that were answered", counts["old_key"], must_be_zero=True),
                 fact("refused otherwise than as such", counts["other_refusal"], must_be_zero=True),
             ],
@@ -175,14 +177,18 @@ def _rotated(
 ) -> dict[str, int]:
     """Replace both until the time is over. The old key is tried over a connection that was open and over a new one."""
     draws, began, (old, old_id) = random.Random(setting.seed), perf_counter(), first
-    counts: dict[str, int] = dict.fromkeys(("turns", "old_certificate", "old_key", "other_refusal"), 0)
+    counted = ("turns", "old_certificate", "no_connection", "old_key", "other_refusal")
+    counts: dict[str, int] = dict.fromkeys(counted, 0)
     pause, question, kept = threading.Event(), pb.SearchRequest.FromString(setting.questions[0]), line.channel()
-    line.ask(old, question, kept)
+    patiently(lambda: line.ask(old, question, kept))
     while not counts["turns"] or perf_counter() - began < setting.sizes.seconds:
         counts["turns"] += 1
         name = f"turn-{counts['turns']}"
         place.put(name)
-        counts["old_certificate"] += line.shown() != name
+        try:
+            counts["old_certificate"] += line.shown() != name
+        except OSError:
+            counts["no_connection"] += 1
         new, record = keys.new(place.keys, ["search"])
         askers.key = new
         askers.let_each_ask()

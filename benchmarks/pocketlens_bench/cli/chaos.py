@@ -28,6 +28,10 @@ def chaos(
     rate: Annotated[
         float | None, typer.Option(min=0.1, show_default=False, help="Questions a second (default: 30).")
     ] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", min=0.1, show_default=False, help="The clients' deadline (default: 5)."),
+    ] = None,
     only: Annotated[
         list[str] | None,
         typer.Option(
@@ -55,13 +59,14 @@ def chaos(
     if unknown := set(only or ()) - set(PARTS):
         raise typer.BadParameter(f"{min(unknown)}: it is {', '.join(PARTS)}", param_hint="--only")
     sizes = QUICK if quick else Sizes()
+    sizes = replace(sizes, rate=rate or sizes.rate, timeout_s=timeout or sizes.timeout_s)
     if time:
         sizes = replace(sizes, seconds=seconds_of(time, "--for"))
     check_out(out)
     with progress() as on_progress:
         result = measure(
             named_bundle(bundle), parts=[part for part in PARTS if part in (only or PARTS)],
-            sizes=replace(sizes, rate=rate or sizes.rate), seed=seed, on_progress=on_progress,
+            sizes=sizes, seed=seed, on_progress=on_progress,
         )  # fmt: skip
     tell(result, as_json, out, print_chaos)
     if result["broken"]:

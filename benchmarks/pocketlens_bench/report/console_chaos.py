@@ -15,6 +15,9 @@ def print_chaos(console: Console, result: Mapping[str, Any]) -> None:
         console.print(table["title"], style="bold", highlight=False)
         if table["rows"]:
             console.print(_shown(table))
+        for row in table["rows"]:
+            if late := row["errors"].get("TooLate"):
+                _say(console, f"  {row['name']}: late while the machine stood still: {still_text(row, late)}")
         for fact in table["facts"]:
             must = "  (must be 0)" if fact["must_be_zero"] else ""
             _say(console, f"  {fact['name']}: {count_text(fact['value'])}{must}")
@@ -47,6 +50,11 @@ def _shown(table: Mapping[str, Any]) -> Table:
 
 def wrong_answers(row: Mapping[str, Any]) -> int:
     return row["mixed"] + row["differing"] + row["of an unknown generation"]
+
+
+def still_text(row: Mapping[str, Any], late: int) -> str:
+    still = row["late_while_still"]
+    return "not known" if still is None else f"{still:,} of {late:,} late ones; their asker itself awoke 50 ms late"
 
 
 def count_text(value: float) -> str:

@@ -28,7 +28,11 @@ class Chaos(Section):
             yield f"**{each['title'].text()}**"
             if rows := each["rows"].each():
                 headings = ["asked by", "asked", "errors", "wrong", "turned away", "p50 ms", "p99 ms", "slowest ms"]
-                yield table(headings, map(_row, rows))
+                cells = [_row(row) for row in rows]
+                if any("late_while_still" in row.keys() for row in rows):  # noqa: SIM118, a Node is no dict; older lack it
+                    headings.append("late while the machine stood still")
+                    cells = [[*cell, _still(row)] for cell, row in zip(cells, rows, strict=True)]
+                yield table(headings, cells)
             yield table(["counted", "", "must be"], map(_fact, each["facts"].each()))
 
 
@@ -42,6 +46,11 @@ def _row(row: Node) -> list[str]:
         f"{row['turned_away'].whole():,}",
         *(times(row[key].number()) for key in ("p50_ms", "p99_ms", "slowest_ms")),
     ]
+
+
+def _still(row: Node) -> str:
+    still = row.get("late_while_still")
+    return f"{still.whole():,}" if still else "not known"
 
 
 def _fact(each: Node) -> list[str]:
