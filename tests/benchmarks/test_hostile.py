@@ -1,5 +1,6 @@
 """The checklist of hostile inputs against real servers, and that its runner notices harm."""
 
+import sys
 from collections import Counter
 from contextlib import ExitStack
 
@@ -104,6 +105,23 @@ def test_the_command_lists_the_cases_and_knows_their_names(capsys):
     with pytest.raises(SystemExit) as left:
         app(["hostile", "--case", "no-such"])
     assert left.value.code == 2 and "--list names the cases" in capsys.readouterr().err
+
+
+def test_ids_are_printed_whole_on_a_narrow_terminal(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    with pytest.raises(SystemExit):
+        app(["hostile", "--list"])
+    assert {each.id for each in CHECKLIST} <= set(capsys.readouterr().out.split())
+
+
+def test_a_library_that_is_not_installed_is_named_with_its_extra(capsys, monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("pocketlens_bench.hostile")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "hpack", None)
+    with pytest.raises(SystemExit) as left:
+        app(["hostile", "--list"])
+    assert left.value.code == 1
+    assert capsys.readouterr().err.strip().endswith("hpack is not installed here: pip install 'pocketlens[bench]'")
 
 
 def test_a_failure_is_exit_code_one(target, capsys, monkeypatch):

@@ -32,11 +32,16 @@ def hostile(
     names; then the process must run, health must say SERVING, and a good question must be answered as before.
 
     Exit code 1 if a case fails. Against a server that runs already, cases that would need its keys or write to its
-    gallery are left out.
+    gallery are left out. Needs pocketlens\\[bench].
 
     Example: pocketlens-bench hostile --case tokens-nan"""  # fmt: skip
+    from pocketlens_wire.errors import PocketlensError
+
     check_out(out)
-    from pocketlens_bench.hostile import CHECKLIST
+    try:
+        from pocketlens_bench.hostile import CHECKLIST
+    except ModuleNotFoundError as missing:
+        raise PocketlensError(f"{missing.name} is not installed here: pip install 'pocketlens[bench]'") from missing
     from pocketlens_bench.hostile.run import tried
     from pocketlens_bench.report.console_hostile import print_checklist, print_hostile
 

@@ -45,7 +45,7 @@ def print_hostile(console: Console, result: Mapping[str, Any]) -> None:
 def _table(*headings: str) -> Table:
     shown = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in headings:
-        shown.add_column(heading, overflow="fold")
+        shown.add_column(heading, overflow="fold", no_wrap=heading == "case")  # ids are copied, for --case
     return shown
 
 
