@@ -58,7 +58,8 @@ def obey(conversation: Conversation, line: str, last: Turn | None) -> Turn:
     if name in ("next", "page"):
         return _page(conversation, name, rest.strip(), last)
     if name not in _COMMANDS:
-        raise BadQuery(f"`/{name}` is no command: {', '.join(f'/{known}' for known in sorted(_COMMANDS))}; see /help.")
+        known = sorted({*_COMMANDS, "next", "page", "help", "quit"})
+        raise BadQuery(f"`/{name}` is no command: {', '.join(f'/{each}' for each in known)}; see /help.")
     return _COMMANDS[name](conversation, rest.strip())
 
 
@@ -142,7 +143,7 @@ _COMMANDS: Final[dict[str, _Said]] = {
 
 def _whole(text: str, command: str, *, least: int = 0) -> int:
     if not re.fullmatch(r"\d{1,9}", text) or int(text) < least:
-        raise BadQuery(f"{command} takes a whole number of at least {least}; `{text}` came.")
+        raise BadQuery(f"{command} takes a whole number of at least {least}; {_came(text)}.")
     return int(text)
 
 
@@ -150,4 +151,8 @@ def _number(text: str, command: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise BadQuery(f"{command} takes a number; `{text}` came.") from None
+        raise BadQuery(f"{command} takes a number; {_came(text)}.") from None
+
+
+def _came(text: str) -> str:
+    return f"`{text}` came" if text else "nothing came"

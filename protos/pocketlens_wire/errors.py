@@ -183,6 +183,8 @@ def error_from_status(code: grpc.StatusCode, details: str, kind: str | bytes | N
             error = named
     if error in _PASSED_ON:
         return error(details or _SENTENCES[error])
+    if error is Overloaded and sent == Overloaded.__name__ and details:  # our service's reason: a rate, a full house
+        return Overloaded(f"The server turned this question away: {details.rstrip('.')}.")
     return error(_SENTENCES[error] + _quoted(details))
 
 

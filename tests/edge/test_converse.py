@@ -287,6 +287,9 @@ def test_quit_after_a_refused_turn_leaves_with_1(talk, service, options):
         ("/page 0", "at least 1"),
         ("/mode fast", "one of zero-shot, tuned"),
         ("/not", "Nothing was said"),
+        ("/drop", "whole number of at least 0; nothing came"),
+        ("/weigh", "takes a number; nothing came"),
+        ("/nexr", "/back, /drop, /group, /help, /least, /mode, /next, /not, /page, /quit, /replace, /to"),
     ],
 )
 def test_a_line_that_means_nothing_is_told_so(talk, service, line, said):
@@ -333,4 +336,10 @@ def test_search_takes_more_words_and_pages(run, server, service, photo):
     ran = run("search", photo, "-s", server, "--group-by", "colour", "--group-size", "2", "--json")
     assert (service.requests[1].group_by, service.requests[1].group_size) == ("colour", 2)
     assert [hit["rank"] for hit in ran.json["hits"]] == [1, 2]
-    assert run("search", photo, "-s", server, "--page", "201").err.startswith("pocketlens-edge: skip is 2000")
+    for wrong, said in [
+        (("--page", "201"), "--page is at most 200"),
+        (("--top", "1000", "--page", "3"), "--page 3 with --top 1000 ends at hit 3,000"),
+        (("--group-size", "3"), "name the key with --group-by"),
+    ]:
+        ran = run("search", photo, "-s", server, *wrong)
+        assert (ran.code, said in ran.err, len(service.requests)) == (2, True, 2), ran.err

@@ -103,6 +103,14 @@ def test_a_status_becomes_a_plain_sentence(code, details, kind, says):
     assert "StatusCode" not in str(error)
 
 
+def test_a_service_that_says_why_it_turned_a_question_away_is_quoted_first():
+    code, why = grpc.StatusCode.RESOURCE_EXHAUSTED, "key a may ask 4 rows a second, and has asked more"
+    ours = error_from_status(code, why, "Overloaded")
+    assert (type(ours), str(ours)) == (Overloaded, f"The server turned this question away: {why}.")
+    for details, kind in [("", "Overloaded"), (why, None)]:  # nothing said, or said by gRPC or a proxy
+        assert str(error_from_status(code, details, kind)).startswith("The server is busy")
+
+
 @pytest.mark.parametrize("code", list(grpc.StatusCode))
 def test_every_status_there_is_gives_one_line(code):
     error = error_from_status(code, "first\n  second")

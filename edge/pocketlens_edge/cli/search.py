@@ -150,6 +150,8 @@ def search(
         raise typer.BadParameter("give a PICTURE, or words with --text, or both")
     if picture is None and raw:
         raise typer.BadParameter("--raw says what comes on standard input; give - as PICTURE")
+    if group_size > 1 and not group_by:
+        raise typer.BadParameter("--group-size counts hits of each value of a key; name the key with --group-by")
     tls = tls_of(use_tls, ca, certificate, key)
     if local_gallery and (tls or api_key_file or outbox or server != DEFAULT_SERVER):
         raise typer.BadParameter("--local-gallery asks no server; leave out --server and what goes with it")
@@ -157,6 +159,7 @@ def search(
     check_writable(page, "--html", (".html", ".htm"))
 
     from pocketlens_wire.bundle import default_bundle
+    from pocketlens_wire.limits import MAX_REACH, MAX_TOP
     from pocketlens_wire.manifest import read_edge
     from pocketlens_wire.tokens import Encoding
 
@@ -165,6 +168,11 @@ def search(
     from pocketlens_edge.questions import Mode, Modifier
     from pocketlens_edge.questions import unwanted as away_from
 
+    if top <= MAX_TOP and page_number * top > MAX_REACH:
+        raise typer.BadParameter(
+            f"--page {page_number} with --top {top} ends at hit {page_number * top:,}; a server gives the first "
+            f"{MAX_REACH:,}, so --page is at most {MAX_REACH // top}"
+        )
     where = parse_filters(filters)
     first, *further = text or [""]
     modifiers: list[Modifier | str] = [*further, *map(away_from, unwanted or [])]
