@@ -191,6 +191,13 @@ def test_top_where_nothing_is_told_is_plain(invoke):
     assert "no figures at 127.0.0.1:1" in refused.stderr
 
 
+def test_top_at_the_port_of_the_service_is_plain(invoke, running):
+    refused = invoke("top", "--metrics", running.address, "--once")
+    assert (refused.exit_code, type(refused.exception)) == (2, SystemExit)
+    assert f"no figures at {running.address}: start the server with `--metrics" in refused.stderr
+    assert "does not speak HTTP" in refused.stderr
+
+
 def test_the_settings_record_holds_every_option_of_serve():
     import typer
     from pocketlens_cloud.cli.settings import Settings
