@@ -36,7 +36,7 @@ from pocketlens_cloud.cli.security import (
     guard_host,
     open_security,
 )
-from pocketlens_cloud.cli.settings import ENVIRONMENT, Settings
+from pocketlens_cloud.cli.settings import ENVIRONMENT, FromAnywhere, Settings
 from pocketlens_cloud.cli.workers import Workers, check_workers, supervise
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 OnReady = Callable[[int, str], None]  # with the port and what is served there
 
 
-@app.command(context_settings={"auto_envvar_prefix": ENVIRONMENT})
+@app.command(cls=FromAnywhere, context_settings={"auto_envvar_prefix": ENVIRONMENT})
 def serve(
     gallery: Annotated[
         Path | None,
