@@ -35,6 +35,7 @@ from pocketlens_cloud.cli.security import (
     Security,
     guard_host,
     open_security,
+    warn_of_readers,
 )
 from pocketlens_cloud.cli.settings import ENVIRONMENT, FromAnywhere, Settings
 from pocketlens_cloud.cli.workers import Workers, check_workers, supervise
@@ -143,6 +144,7 @@ def serve(
     with plain_errors():
         start_log(asked)
         security = open_security(asked)
+        warn_of_readers(asked)
         guard_host(host, security)
         if pictures and not web:
             raise typer.BadParameter("is for the page: give --web too", param_hint="--pictures")
