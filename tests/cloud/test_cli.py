@@ -156,6 +156,7 @@ def test_unreadable_pictures_make_the_exit_code_one_unless_allowed(invoke, tmp_p
     refused = invoke("index", tmp_path / "p", "--gallery", tmp_path / "g")
     assert refused.exit_code == 1
     assert "unreadable (1):\n  bad.png: the file is empty" in refused.stderr
+    assert "1 unreadable, 0 allowed (--allow-unreadable)" in refused.stderr
     assert "1 indexed" in refused.stdout
     assert invoke("index", tmp_path / "p", "--gallery", tmp_path / "g", "--allow-unreadable", 1).exit_code == 0
 
@@ -193,6 +194,10 @@ def test_names_of_files_write_no_lines_and_send_no_escapes(invoke, tmp_path, dra
         (("index", "nowhere", "--gallery", "g"), "nowhere is not a folder"),
         (("index", "empty", "--gallery", "g"), "empty holds no pictures"),
         (("index", ".", "--gallery", "g", "--bundle", "nowhere"), "nowhere"),
+        (
+            ("index", ".", "--gallery", "shop"),
+            "shop has versions, and those are not changed: `pocketlens-cloud gallery build",
+        ),
         (("index", ".", "--gallery", "g", "--payload", "nowhere.jsonl"), "nowhere.jsonl cannot be read"),
         (("serve", "--gallery", "nowhere"), "no gallery in nowhere"),
         (
@@ -206,6 +211,8 @@ def test_what_cannot_be_done_is_said_in_one_line(invoke, tmp_path, draw_picture,
     monkeypatch.chdir(tmp_path)
     draw_picture(tmp_path / "one.png", 1)
     (tmp_path / "empty").mkdir()
+    (tmp_path / "shop" / "v0001").mkdir(parents=True)
+    (tmp_path / "shop" / "v0001" / "gallery.json").touch()
     refused = invoke(*args)
     assert refused.exit_code == (1 if args[0] == "doctor" else 2)
     assert said in refused.output
