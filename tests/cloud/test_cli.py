@@ -110,7 +110,10 @@ def test_while_it_serves_the_gallery_is_held_and_after_kill_9_it_opens_again(own
     process, address = spawn(own_gallery)
     facts = json.loads(invoke("describe", "--server", address, "--json").stdout)
     assert (facts["gallery_size"], facts["default_mode"]) == (40, "MODE_TUNED")
-    assert "payload_keys  colour, count, file, price, sold" in invoke("describe", "--server", address).stdout
+    shown = invoke("describe", "--server", address).stdout
+    assert "payload_keys  colour, count, file, price, sold" in shown
+    assert "modes  zero-shot, tuned\n" in shown and "default_mode  tuned\n" in shown
+    assert "unix_ms" in facts and "unix_ms" not in shown
 
 
 def test_what_a_writable_server_took_survives_kill_9(own_gallery, spawn, invoke, tmp_path, draw_picture):
@@ -196,7 +199,7 @@ def test_names_of_files_write_no_lines_and_send_no_escapes(invoke, tmp_path, dra
         (("index", ".", "--gallery", "g", "--bundle", "nowhere"), "nowhere"),
         (
             ("index", ".", "--gallery", "shop"),
-            "shop has versions, and those are not changed: `pocketlens-cloud gallery build",
+            "shop has versions, and those are not changed; build the next one: `pocketlens-cloud gallery build shop",
         ),
         (("index", ".", "--gallery", "g", "--payload", "nowhere.jsonl"), "nowhere.jsonl cannot be read"),
         (("serve", "--gallery", "nowhere"), "no gallery in nowhere"),

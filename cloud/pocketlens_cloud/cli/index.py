@@ -122,8 +122,8 @@ def index(
 
         if is_versioned(gallery):
             fail(
-                f"{gallery} has versions, and those are not changed: build the next one, with `pocketlens-cloud gallery "
-                f"build {gallery} {source}`"
+                f"{gallery} has versions, and those are not changed; build the next one: "
+                f"`pocketlens-cloud gallery build {gallery} DIR`"
             )
         if payload is None and (found := ingest.default_payload(Path(source))):
             err.print(f"payload from {found}", markup=False)
