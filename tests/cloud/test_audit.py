@@ -9,11 +9,13 @@ import json
 import os
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -292,10 +294,11 @@ def test_serve_with_everything(toy, indexed, tmp_path, log, asker):
     command = [
         sys.executable, "-W", "error", "-m", "pocketlens_cloud", "serve", "--gallery", "gallery", "--port", "0",
         "--ready-file", "address", "--tls-cert", "server.pem", "--tls-key", "server.key", "--keys", "keys.json",
-        "--audit-log", log.name,
+        "--audit-log", log.name, "--log-format", "json",
     ]  # fmt: skip
+    outer = {name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"}  # the device sets it too
     server = subprocess.Popen(
-        command, cwd=tmp_path, env=os.environ | {"POCKETLENS_BUNDLE": str(toy.bundle)},
+        command, cwd=tmp_path, env=outer | {"POCKETLENS_BUNDLE": str(toy.bundle)},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:
@@ -304,6 +307,11 @@ def test_serve_with_everything(toy, indexed, tmp_path, log, asker):
             assert server.poll() is None and time.monotonic() < deadline, server.communicate()
             time.sleep(0.01)
         address = (tmp_path / "address").read_text()
+        with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), 10) as stranger:
+            stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")  # a handshake that fails, until the server hangs up
+            with suppress(ConnectionResetError):
+                while stranger.recv(4096):
+                    pass
         ask = ["describe", "--server", address, "--json", "--ca", str(tmp_path / "ca.pem")]
         told = CliRunner().invoke(app, [*ask, "--api-key-file", str(tmp_path / "device.key")])
         assert json.loads(told.stdout)["token_space"] == toy.token_space, told.output
@@ -322,3 +330,7 @@ def test_serve_with_everything(toy, indexed, tmp_path, log, asker):
         (None, "UNAUTHENTICATED", 1),
     ]
     assert asker[0] not in "".join(said)
+    *logged, last = said[1].splitlines()
+    assert last == "stopped"
+    told = [json.loads(each) for each in logged]  # gRPC's core wrote no line of its own between them
+    assert [each["method"] for each in told if "method" in each] == ["Describe", "Search"]

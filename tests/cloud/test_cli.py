@@ -110,7 +110,10 @@ def test_while_it_serves_the_gallery_is_held_and_after_kill_9_it_opens_again(own
     process, address = spawn(own_gallery)
     facts = json.loads(invoke("describe", "--server", address, "--json").stdout)
     assert (facts["gallery_size"], facts["default_mode"]) == (40, "MODE_TUNED")
-    assert "payload_keys  colour, count, file, price, sold" in invoke("describe", "--server", address).stdout
+    shown = invoke("describe", "--server", address).stdout
+    assert "payload_keys  colour, count, file, price, sold" in shown
+    assert "modes  zero-shot, tuned\n" in shown and "default_mode  tuned\n" in shown
+    assert "unix_ms" in facts and "unix_ms" not in shown
 
 
 def test_what_a_writable_server_took_survives_kill_9(own_gallery, spawn, invoke, tmp_path, draw_picture):
@@ -156,6 +159,7 @@ def test_unreadable_pictures_make_the_exit_code_one_unless_allowed(invoke, tmp_p
     refused = invoke("index", tmp_path / "p", "--gallery", tmp_path / "g")
     assert refused.exit_code == 1
     assert "unreadable (1):\n  bad.png: the file is empty" in refused.stderr
+    assert "1 unreadable, 0 allowed (--allow-unreadable)" in refused.stderr
     assert "1 indexed" in refused.stdout
     assert invoke("index", tmp_path / "p", "--gallery", tmp_path / "g", "--allow-unreadable", 1).exit_code == 0
 
@@ -193,6 +197,10 @@ def test_names_of_files_write_no_lines_and_send_no_escapes(invoke, tmp_path, dra
         (("index", "nowhere", "--gallery", "g"), "nowhere is not a folder"),
         (("index", "empty", "--gallery", "g"), "empty holds no pictures"),
         (("index", ".", "--gallery", "g", "--bundle", "nowhere"), "nowhere"),
+        (
+            ("index", ".", "--gallery", "shop"),
+            "shop has versions, and those are not changed; build the next one: `pocketlens-cloud gallery build shop",
+        ),
         (("index", ".", "--gallery", "g", "--payload", "nowhere.jsonl"), "nowhere.jsonl cannot be read"),
         (("serve", "--gallery", "nowhere"), "no gallery in nowhere"),
         (
@@ -206,6 +214,8 @@ def test_what_cannot_be_done_is_said_in_one_line(invoke, tmp_path, draw_picture,
     monkeypatch.chdir(tmp_path)
     draw_picture(tmp_path / "one.png", 1)
     (tmp_path / "empty").mkdir()
+    (tmp_path / "shop" / "v0001").mkdir(parents=True)
+    (tmp_path / "shop" / "v0001" / "gallery.json").touch()
     refused = invoke(*args)
     assert refused.exit_code == (1 if args[0] == "doctor" else 2)
     assert said in refused.output

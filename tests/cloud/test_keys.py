@@ -81,8 +81,9 @@ def test_a_key_is_shown_once_and_kept_as_a_hash(invoke, file):
     assert (listed[0]["rate"], listed[0]["burst"]) == (10.0, 5)
     left = datetime.fromisoformat(listed[0]["expires"]) - datetime.now(UTC)
     assert timedelta(days=89) < left <= timedelta(days=90)
-    assert f"{found[1]}  search, 10 items/s, burst 5, expires " in invoke("list", "--keys", file).stdout
+    assert f"{found[1]}  search, 10 rows/s, burst 5, expires " in invoke("list", "--keys", file).stdout
     assert text not in made.stderr
+    assert "search|index|admin" in invoke("new", "--help").stdout
 
 
 def test_check_and_revoke(invoke, file, tmp_path, monkeypatch):

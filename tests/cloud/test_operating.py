@@ -147,21 +147,26 @@ def test_flags_win_over_the_environment_the_environment_over_the_file_and_the_fi
         ("prot = 1", {}, "prot is no option of serve; did you mean port?"),
         ("config = 'x'", {}, "config is no option"),
         ("drain_s = 1\ndrain-s = 2", {}, "drain-s is named twice"),
-        ("[port]\nx = 1", {}, "port is a table"),
+        ("[serve]\nport = 1", {}, "serve.toml: serve is a table; the file is flat"),
         ("port = ", {}, "is not TOML"),
-        ("port = 'x'", {}, "'--port': 'x' is not a valid int"),
-        ("port = 70000", {}, "'--port': 70000 is not in the range"),
+        ("workers = [1, 2]", {}, "workers is a list"),
+        ("port = true", {}, "'--port' (port in {file}): 'True' is not a valid int"),
+        ("port = 'x'", {}, "'--port' (port in {file}): 'x' is not a valid int"),
+        ("drain-s = -1", {}, "'--drain-s' (drain-s in {file}): -1.0 is not in the range"),
+        ("", {"POCKETLENS_SERVE_PORT": "abc"}, "'--port' ($POCKETLENS_SERVE_PORT): 'abc' is not a valid int"),
         ("", {"POCKETLENS_SERVE_PROT": "1"}, "$POCKETLENS_SERVE_PROT is no option of serve; did you mean"),
     ],
 )
 @pytest.mark.parametrize("command", ["serve", "config"])
 def test_what_is_no_setting_is_refused_by_name(invoke, tmp_path, monkeypatch, command, written, variable, said):
-    (tmp_path / "serve.toml").write_text(f"gallery = 'g'\n{written}\n" if "[" not in written else written)
+    (tmp_path / "serve.toml").write_text(f"gallery = 'g'\n{written}\n" if "[serve]" not in written else written)
     for name, value in variable.items():
         monkeypatch.setenv(name, value)
     refused = invoke(command, "--config", tmp_path / "serve.toml")
     assert refused.exit_code == 2
-    assert said in " ".join(refused.output.replace("│", " ").split())
+    told = " ".join(refused.output.replace("│", " ").split())
+    assert said.format(file=tmp_path / "serve.toml") in told
+    assert told.startswith("Usage: pocketlens-cloud " + command), told
 
 
 def test_secrets_are_masked(monkeypatch):
@@ -189,6 +194,13 @@ def test_top_where_nothing_is_told_is_plain(invoke):
     refused = invoke("top", "--metrics", "127.0.0.1:1", "--once")
     assert refused.exit_code == 2
     assert "no figures at 127.0.0.1:1" in refused.stderr
+
+
+def test_top_at_the_port_of_the_service_is_plain(invoke, running):
+    refused = invoke("top", "--metrics", running.address, "--once")
+    assert (refused.exit_code, type(refused.exception)) == (2, SystemExit)
+    assert f"no figures at {running.address}: start the server with `--metrics" in refused.stderr
+    assert "does not speak HTTP" in refused.stderr
 
 
 def test_the_settings_record_holds_every_option_of_serve():

@@ -208,6 +208,13 @@ def test_without_fsspec_a_store_is_explained(monkeypatch):
         open_source("s3://bucket/pictures")
 
 
+def test_without_a_stores_driver_the_extra_and_the_driver_are_named(monkeypatch):
+    pytest.importorskip("fsspec", reason="pip install 'pocketlens[stores]'")
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(GalleryError, match=r"Install s3fs .*pip install 'pocketlens\[stores\]' s3fs"):
+        open_source("s3://bucket/pictures")
+
+
 def test_a_store_that_may_not_be_listed_changes_nothing(toy, store, tmp_path, monkeypatch):
     index("memory://bucket/pictures", tmp_path / "g", toy.bundle)
 

@@ -328,6 +328,10 @@ def test_authorities_that_are_none_are_refused_and_one_that_ends_soon_is_told(ma
         (["--web", "0.0.0.0:0", "--tls-cert", "one.pem", "--tls-key", "one.key"], "lacks asking who calls"),
         (["--host", "0.0.0.0", "--keys", "keys.json"], "lacks encryption (--tls-cert, --tls-key):"),
         (["--host", "0.0.0.0", "--insecure-listen"], "without encryption (--tls-cert, --tls-key) and asking who calls"),
+        (
+            ["--keys", "none.json"],
+            "none.json: there is no such file of keys; `pocketlens-cloud keys new --keys none.json",
+        ),
         # nothing lacks, so that what is wrong is the gallery:
         (
             ["--host", "0.0.0.0", "--tls-cert", "one.pem", "--tls-key", "one.key", "--keys", "keys.json"],
@@ -349,6 +353,20 @@ def test_serve_listens_elsewhere_only_encrypted_and_asking_who_calls(made, toy, 
     assert message in refused.output
     if "no gallery" in message:
         assert "warning: calls" not in refused.output
+
+
+@pytest.mark.parametrize(("mode", "count"), [(0o644, 1), (0o640, 0), (0o600, 0)])
+def test_secrets_that_every_user_may_read_are_told_once(made, place, toy, monkeypatch, caplog, mode, count):
+    monkeypatch.setenv("POCKETLENS_BUNDLE", str(toy.bundle))
+    at = place.files.key.parent
+    (at / "keys.json").write_text('{"format": 1, "keys": []}')
+    pair = ["--tls-cert", place.files.certificate, "--tls-key", place.files.key, "--keys", at / "keys.json"]
+    for file in (place.files.key, at / "keys.json"):
+        file.chmod(mode)
+    CliRunner().invoke(app, ["serve", "--gallery", str(at / "nowhere"), "--port", "0", *map(str, pair)])
+    told = [line.getMessage() for line in caplog.records if "chmod" in line.getMessage()]
+    for file in (place.files.key, at / "keys.json"):
+        assert sum(f"{file}: every user" in each and f"`chmod 600 {file}`" in each for each in told) == count
 
 
 # --- HTTP

@@ -236,7 +236,7 @@ def test_added_pictures_belong_to_no_source(toy, pictures, writer, tmp_path, dra
     assert writer.gallery.payload(content_id(data)) == {"colour": "pink"}
 
 
-def test_the_command_line_adds_and_removes(writing, tmp_path, draw_picture):
+def test_the_command_line_adds_and_removes(toy, writing, tmp_path, draw_picture):
     data = drawn(tmp_path, draw_picture, 9)
     (tmp_path / "bad.png").write_text("no picture")
     done = CliRunner().invoke(
@@ -248,7 +248,14 @@ def test_the_command_line_adds_and_removes(writing, tmp_path, draw_picture):
     assert json.loads(done.stdout)["id"] == content_id(data)
     assert "bad.png: the picture: not a picture of a known kind" in done.stderr
     done = CliRunner().invoke(app, ["remove", content_id(data), "0" * 32, "--server", writing.address])
-    assert done.stdout == "1 removed, 40 pictures left\n"
+    assert (done.exit_code, done.stdout) == (0, "1 removed, 40 pictures left\n")
+    again = CliRunner().invoke(app, ["remove", content_id(data), "--server", writing.address])
+    assert (again.exit_code, again.stdout) == (1, "0 removed, 40 pictures left\n")
+    present = writing.search(toy.request()).hits[0].id
+    short = CliRunner().invoke(app, ["remove", present, present[:8], "--server", writing.address])
+    assert (short.exit_code, short.stdout) == (2, "")
+    assert f"`{present[:8]}` is no picture's id" in short.stderr and "search --json" in short.stderr
+    assert writing.search(toy.request()).hits[0].id == present
 
 
 def test_who_may_only_search_may_not_write(composer, writer, serve, tmp_path, draw_picture):

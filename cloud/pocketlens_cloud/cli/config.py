@@ -28,7 +28,7 @@ def config(context: typer.Context, as_json: AsJson = False) -> None:
     pocketlens-cloud config --gallery ./gallery --port 8443 --json
     """
     group = cast(Any, typer.main.get_command(app))
-    with group.commands["serve"].make_context("serve", list(context.args)) as asked:
+    with group.commands["serve"].make_context("config", list(context.args), parent=context.parent) as asked:
         settings = effective(asked)
     if as_json:
         out.print_json(json.dumps([asdict(each) for each in settings], default=str))

@@ -35,8 +35,16 @@ def describe(
             out.print_json(json.dumps(facts))
             return
         for name, value in facts.items():
-            said = ", ".join(map(str, value)) if isinstance(value, list) else value
+            if name == "unix_ms":  # for programs, which set it against their own clock
+                continue
+            said = ", ".join(map(_said, value)) if isinstance(value, list) else _said(value)
             out.print(f"{name:>22}  {said}", markup=False, highlight=False)
+
+
+def _said(value: object) -> str:
+    """A fact as the options say it: MODE_ZERO_SHOT is zero-shot there."""
+    text = str(value)
+    return text.removeprefix("MODE_").replace("_", "-").lower() if text.startswith("MODE_") else text
 
 
 def _ask_describe(server: str, timeout_s: float, ca: Path | None, api_key_file: Path | None) -> dict[str, object]:

@@ -126,7 +126,8 @@ def build(
             _say(f"next: pocketlens-cloud gallery verify {name}{_at(qdrant)}")
         list_lines("unreadable", [f"{file}: {reason}" for file, reason in report.unreadable])
         if len(report.unreadable) > allow_unreadable:
-            err.print(f"{len(report.unreadable)} unreadable, {allow_unreadable} allowed", style="red", markup=False)
+            said = f"{len(report.unreadable)} unreadable, {allow_unreadable} allowed (--allow-unreadable)"
+            err.print(said, style="red", markup=False)
             raise typer.Exit(1)
 
 

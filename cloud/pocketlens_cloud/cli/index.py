@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pocketlens_cloud.cli.root import AsJson, Bundle, Precision, app, err, out, plain_errors
+from pocketlens_cloud.cli.root import AsJson, Bundle, Precision, app, err, fail, out, plain_errors
 from pocketlens_cloud.gallery.payload import shown
 
 if TYPE_CHECKING:
@@ -117,8 +117,14 @@ def index(
     with plain_errors():
         from pocketlens_wire.bundle import default_bundle
 
+        from pocketlens_cloud.gallery.folder import is_versioned
         from pocketlens_cloud.indexing import ingest
 
+        if is_versioned(gallery):
+            fail(
+                f"{gallery} has versions, and those are not changed; build the next one: "
+                f"`pocketlens-cloud gallery build {gallery} DIR`"
+            )
         if payload is None and (found := ingest.default_payload(Path(source))):
             err.print(f"payload from {found}", markup=False)
         near = None
@@ -148,7 +154,8 @@ def index(
         report = once()
         tell(report)
         if len(report.unreadable) > allow_unreadable:
-            err.print(f"{len(report.unreadable)} unreadable, {allow_unreadable} allowed", style="red", markup=False)
+            said = f"{len(report.unreadable)} unreadable, {allow_unreadable} allowed (--allow-unreadable)"
+            err.print(said, style="red", markup=False)
             raise typer.Exit(1)
 
 

@@ -30,7 +30,10 @@ def new(
     file: File,
     scope: Annotated[
         list[str],
-        typer.Option(help="What it may: ask, change what is in the gallery, run the service. Repeatable."),
+        typer.Option(
+            metavar="search|index|admin",
+            help="What it may: search: ask; index: change what is in the gallery; admin: run the service. Repeatable.",
+        ),
     ],
     note: Annotated[str, typer.Option(help="For whom it is; anyone who may read the file sees it.")] = "",
     days: Annotated[
@@ -38,9 +41,11 @@ def new(
         typer.Option(min=0, max=36_500, help="How long it is good (default: for ever).", show_default=False),
     ] = None,
     rate: Annotated[
-        float | None, typer.Option(min=0, help="Items a second it may ask for.", show_default=False)
+        float | None, typer.Option(min=0, help="Rows a second that its questions may have read.", show_default=False)
     ] = None,
-    burst: Annotated[int | None, typer.Option(min=1, help="Items it may ask for at once.", show_default=False)] = None,
+    burst: Annotated[
+        int | None, typer.Option(min=1, help="Rows that they may have read at once.", show_default=False)
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a key and print it on stdout, this once: it is kept nowhere.
@@ -117,7 +122,7 @@ def check(
 
 
 def _facts(key: "Key") -> str:
-    limits = [f"{key.rate:g} items/s" if key.rate else "", f"burst {key.burst}" if key.burst else ""]
+    limits = [f"{key.rate:g} rows/s" if key.rate else "", f"burst {key.burst}" if key.burst else ""]
     ends = f"revoked {key.revoked}" if key.revoked else f"expires {key.expires}" if key.expires else "does not expire"
     return ", ".join(each for each in (" ".join(key.scopes), *limits, ends, key.note) if each)
 

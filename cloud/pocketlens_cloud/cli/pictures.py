@@ -1,6 +1,7 @@
 """`pocketlens-cloud add` and `remove`: single pictures into and out of the gallery of a running server."""
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from pocketlens_cloud.cli.root import AsJson, app, err, out, plain_errors
 if TYPE_CHECKING:
     from pocketlens_wire.v1 import gallery_pb2 as pb
     from pocketlens_wire.v1.gallery_pb2_grpc import GalleryStub
+
+_ID = re.compile(r"[0-9a-f]{32}")
 
 Server = Annotated[str, typer.Option(metavar="HOST:PORT", help="A running server, started with --writable.")]
 Ca = Annotated[Path | None, typer.Option(help="Ask over TLS; the authorities to trust, PEM.", show_default=False)]
@@ -74,6 +77,8 @@ def remove(
 ) -> None:
     """Remove pictures from the gallery of a running server. Their files are not touched.
 
+    An id the gallery lacks is passed over; exit code 1 if it has none of them.
+
     [bold]Example[/bold]
 
     pocketlens-cloud remove 0f343b0931126a20f133d67c2b018a3b --server 127.0.0.1:50551
@@ -81,12 +86,16 @@ def remove(
     with plain_errors(), _stub(server, ca, api_key_file, timeout_s) as stub:
         from pocketlens_wire.limits import MAX_REMOVED
 
+        _check_ids(ids)
         parts = [ids[at : at + MAX_REMOVED] for at in range(0, len(ids), MAX_REMOVED)]
         replies = [stub.remove(part) for part in parts]
         removed, size = sum(reply.removed for reply in replies), replies[-1].gallery_size
         facts = {"removed": removed, "gallery_size": size, "generation": replies[-1].generation}
         said = f"{removed} removed, {size} pictures left"
         out.print(json.dumps(facts) if as_json else said, markup=False, highlight=False)
+    if not removed:
+        err.print("the gallery has no such picture", style="red", markup=False, highlight=False)
+        raise typer.Exit(1)
 
 
 @dataclass(frozen=True)
@@ -154,6 +163,20 @@ def _payload(text: str) -> dict[str, Any]:
     if not isinstance(values, dict) or any(type(value) not in (bool, int, float, str) for value in values.values()):
         raise typer.BadParameter("is an object of texts, numbers, true and false", param_hint="--payload")
     return values
+
+
+def _check_ids(ids: Sequence[str]) -> None:
+    """Raises BadQuery, before anything is removed."""
+    from pocketlens_wire.errors import BadQuery
+
+    from pocketlens_cloud.gallery.payload import clip
+
+    for each in ids:
+        if not _ID.fullmatch(each):
+            raise BadQuery(
+                f"{clip(each)} is no picture's id: those are 32 hex digits, and `pocketlens-edge search --json` and "
+                "`pocketlens-cloud add` give them whole; nothing is removed"
+            )
 
 
 def _bytes(file: Path) -> bytes:

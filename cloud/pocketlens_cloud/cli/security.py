@@ -1,7 +1,10 @@
 """What guards `serve`: options for encryption, keys and the audit log, and where it may listen."""
 
+import logging
+import stat
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
     from pocketlens_cloud.serving.tls import ServerTls
 
 _PANEL = "Security"
+log = logging.getLogger(__name__)
 
 InsecureListen = Annotated[
     bool,
@@ -113,8 +117,12 @@ def _open_tls(certificate: Path, key: Path, clients: Path | None) -> "ServerTls"
 
 
 def _open_keys(file: Path) -> "Keys":
+    from pocketlens_wire.errors import ServerFault
+
     from pocketlens_cloud.serving.keys import Keys
 
+    if not file.exists():
+        raise ServerFault(f"{file}: there is no such file of keys; `pocketlens-cloud keys new --keys {file}` makes one")
     return Keys(file)
 
 
@@ -122,6 +130,15 @@ def _open_audit(to: str, *, each_search: bool) -> "Audit":
     from pocketlens_cloud.serving.audit import Audit
 
     return Audit(None if to == "-" else Path(to), each_search=each_search)
+
+
+def warn_of_readers(asked: Settings) -> None:
+    """Log a warning for each file with secrets that every user of this machine may read."""
+    for file in (asked.tls_key, asked.keys):
+        if file and file.stat().st_mode & stat.S_IROTH:
+            log.warning(
+                "%s: every user of this machine may read it; close it with `chmod 600 %s`", file, quote(str(file))
+            )
 
 
 def guard_host(host: str, security: Security) -> None:

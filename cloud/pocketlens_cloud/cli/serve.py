@@ -35,8 +35,9 @@ from pocketlens_cloud.cli.security import (
     Security,
     guard_host,
     open_security,
+    warn_of_readers,
 )
-from pocketlens_cloud.cli.settings import ENVIRONMENT, Settings
+from pocketlens_cloud.cli.settings import ENVIRONMENT, FromAnywhere, Settings
 from pocketlens_cloud.cli.workers import Workers, check_workers, supervise
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
 OnReady = Callable[[int, str], None]  # with the port and what is served there
 
 
-@app.command(context_settings={"auto_envvar_prefix": ENVIRONMENT})
+@app.command(cls=FromAnywhere, context_settings={"auto_envvar_prefix": ENVIRONMENT})
 def serve(
     gallery: Annotated[
         Path | None,
@@ -143,6 +144,7 @@ def serve(
     with plain_errors():
         start_log(asked)
         security = open_security(asked)
+        warn_of_readers(asked)
         guard_host(host, security)
         if pictures and not web:
             raise typer.BadParameter("is for the page: give --web too", param_hint="--pictures")

@@ -6,15 +6,19 @@ options' own (serve.py): whatever the source, a value is read as on the command 
 import os
 import re
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
 
 import typer
+from typer.core import TyperCommand
 
 ENVIRONMENT: Final = "POCKETLENS_SERVE"  # and _ and the option's name, as in POCKETLENS_SERVE_PORT
 MASK: Final = "********"
+_WRITTEN: Final = "pocketlens_cloud.written"  # in a context: what the file calls each of its options
 _SECRET: Final = re.compile(r"(^|_)(secret|password|api_key|token)$")
 _SOURCES: Final = {"COMMANDLINE": "command line", "ENVIRONMENT": "environment", "DEFAULT_MAP": "file"}
 
@@ -80,8 +84,42 @@ def read_config(context: typer.Context, file: Path | None) -> Path | None:
     names = {str(each.name) for each in context.command.params} - {"config", "help"}
     _check_environment(names | {"config"})
     if file is not None:
-        context.default_map = _defaults(file, names)
+        written = _written(file, names)
+        context.default_map = {name: value for name, (_, value) in written.items()}
+        context.meta[_WRITTEN] = {name: f"{key} in {file}" for name, (key, _) in written.items()}
     return file
+
+
+class FromAnywhere(TyperCommand):
+    """A command whose complaints about a value name where that stands, if it is not the command line."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        with _naming_source(ctx):
+            return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _naming_source(ctx):
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _naming_source(context: typer.Context) -> Iterator[None]:
+    """Add the variable, or the file and its key, to a BadParameter that is about one option."""
+    try:
+        yield
+    except typer.BadParameter as error:
+        about = error.param or next((each for each in context.command.params if error.param_hint in each.opts), None)
+        if about and (source := _source(context, str(about.name))):
+            error.param_hint = f"'{about.opts[0]}' ({source})"
+        raise
+
+
+def _source(context: typer.Context, name: str) -> str:
+    """Where an option's value stands; empty for the command line and for defaults."""
+    source = context.get_parameter_source(name)
+    if source and source.name == "ENVIRONMENT":
+        return f"${ENVIRONMENT}_{name.upper()}"
+    return context.meta.get(_WRITTEN, {}).get(name, "") if source and source.name == "DEFAULT_MAP" else ""
 
 
 def effective(context: typer.Context) -> list[Setting]:
@@ -99,31 +137,36 @@ def effective(context: typer.Context) -> list[Setting]:
     return found
 
 
-def _defaults(file: Path, names: set[str]) -> dict[str, Any]:
+def _written(file: Path, names: set[str]) -> dict[str, tuple[str, str]]:
+    """Each option that the file names: as it stands there, and its value."""
     try:
         told = tomllib.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise _refused(f"{file}: cannot be read ({error.strerror})") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise _refused(f"{file}: is not TOML: {error}") from error
-    defaults: dict[str, Any] = {}
+    written: dict[str, tuple[str, str]] = {}
     for key, value in told.items():
         name = key.replace("-", "_")
+        if isinstance(value, list):
+            raise _refused(f"{file}: {key} is a list; options are single values, as in `port = 50551`")
+        if isinstance(value, dict):
+            raise _refused(
+                f"{file}: {key} is a table; the file is flat: options stand at its top, as in `port = 50551`"
+            )
         if name not in names:
             raise _refused(f"{file}: {key} is no option of serve{_nearest(name, names)}")
-        if name in defaults:
+        if name in written:
             raise _refused(f"{file}: {key} is named twice")
-        if isinstance(value, dict):
-            raise _refused(f"{file}: {key} is a table; options are plain values, as in `port = 50551`")
-        defaults[name] = value
-    return defaults
+        written[name] = key, str(value)  # read as on the command line
+    return written
 
 
 def _check_environment(names: set[str]) -> None:
     known = {f"{ENVIRONMENT}_{name.upper()}" for name in names}
     for variable in os.environ:
         if variable.startswith(f"{ENVIRONMENT}_") and variable not in known:
-            raise _refused(f"${variable} is no option of serve{_nearest(variable, known)}")
+            raise _refused(f"${variable} is no option of serve{_nearest(variable, known)}", "the environment")
 
 
 def _nearest(name: str, names: set[str]) -> str:
@@ -132,5 +175,5 @@ def _nearest(name: str, names: set[str]) -> str:
     return f"; did you mean {said}?" if near else ""
 
 
-def _refused(message: str) -> typer.BadParameter:
-    return typer.BadParameter(message, param_hint="--config")
+def _refused(message: str, where: str = "--config") -> typer.BadParameter:
+    return typer.BadParameter(message, param_hint=where)

@@ -68,6 +68,7 @@ def _looks(at: str, interval_s: float) -> Iterator["Vitals"]:
 
 def _fetch(at: str) -> "Reading":
     """Raises Unavailable where no figures are told."""
+    from http.client import HTTPException
     from urllib.error import URLError
     from urllib.request import ProxyHandler, build_opener
 
@@ -80,6 +81,8 @@ def _fetch(at: str) -> "Reading":
         return reading(text, time.monotonic())
     except URLError as error:
         raise Unavailable(f"{hint} ({error.reason})") from error
+    except HTTPException as error:  # another protocol's port, the service's own say: its bytes are for no terminal
+        raise Unavailable(f"{hint} (what answers there does not speak HTTP)") from error
     except (OSError, ValueError) as error:
         raise Unavailable(f"{hint} ({error})") from error
 

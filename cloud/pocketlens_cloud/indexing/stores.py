@@ -42,7 +42,12 @@ def _connect(url: str) -> tuple[Any, str]:
         raise GalleryError(f"{url}: object stores need fsspec: pip install 'pocketlens[stores]'") from error
     try:
         return fsspec.core.url_to_fs(url, use_listings_cache=False)
-    except (ImportError, ValueError) as error:  # fsspec names the driver's package
+    except ImportError as error:  # fsspec names the driver's package
+        raise GalleryError(
+            f"{url} cannot be opened: {error}. Each store's driver is installed beside the extra, as in "
+            "pip install 'pocketlens[stores]' s3fs (gs:// has gcsfs, az:// adlfs)"
+        ) from error
+    except ValueError as error:
         raise GalleryError(f"{url} cannot be opened: {error}") from error
 
 

@@ -39,7 +39,7 @@ _NO_HASH: Final = "0" * 64  # compared with where no key has the id, so that bot
 class Key:
     """What is kept of a key. Times are ISO 8601 in UTC.
 
-    rate, burst: items a second and at once, for who limits callers; None: the server's own bounds."""
+    rate, burst: rows a second and at once, for who limits callers; None: the server's own bounds."""
 
     id: str
     hash: str  # SHA-256 of the whole key, hex
