@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import certificates
 import grpc
@@ -165,6 +166,27 @@ def test_new_authorities_for_devices_count_from_the_next_connection_on(serve, se
         assert (answers("device"), answers("stranger")) == (True, False)
         place.trust("other")
         assert (answers("device"), answers("stranger")) == (False, True)
+
+
+def test_describe_shows_a_server_that_asks_for_it_a_certificate(serve, service, made, place):
+    with serve(service, credentials=ServerTls(place.with_clients).credentials()) as running:
+
+        def described(*options: object) -> Any:
+            asked = ["describe", "--server", running.address, "--timeout-s", "5", *map(str, options)]
+            return CliRunner().invoke(app, asked)
+
+        pair = ("--cert", made / "device.pem", "--key", made / "device.key")
+        good = described("--ca", made / "ca.pem", *pair)
+        assert (good.exit_code, "token_space" in good.output) == (0, True), good.output
+        for options, why in (
+            (("--ca", made / "ca.pem"), "asks for a certificate"),
+            (("--tls", *pair), "no server answers"),  # by the public authorities
+            (("--ca", made / "ca.pem", *pair[:2]), "belong together"),
+            (("--ca", made / "gone.pem"), "gone.pem: cannot be read"),
+        ):
+            refused = described(*options)
+            assert refused.exit_code == 2
+            assert why in " ".join(refused.output.split())
 
 
 def test_a_pair_that_cannot_be_used_is_logged_and_the_one_before_stays(

@@ -1,12 +1,12 @@
 """`pocketlens-cloud describe`: ask a running server about itself."""
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from pocketlens_wire.errors import Unavailable, error_from_status
 
+from pocketlens_cloud.cli.connecting import Ca, Certificate, CertificateKey, Connection, KeyFile, UseTls
 from pocketlens_cloud.cli.root import AsJson, app, out, plain_errors
 
 
@@ -14,14 +14,12 @@ from pocketlens_cloud.cli.root import AsJson, app, out, plain_errors
 def describe(
     server: Annotated[str, typer.Option(metavar="HOST:PORT", help="A running server.")] = "127.0.0.1:50551",
     timeout_s: Annotated[float, typer.Option(min=0.1, help="Seconds to wait.")] = 5.0,
-    ca: Annotated[
-        Path | None, typer.Option(help="Ask over TLS; the authorities to trust, PEM.", show_default=False)
-    ] = None,
-    api_key_file: Annotated[
-        Path | None,
-        typer.Option(help="Where the key is, if it asks for one (default: $POCKETLENS_API_KEY).", show_default=False),
-    ] = None,
     as_json: AsJson = False,
+    tls: UseTls = False,
+    ca: Ca = None,
+    certificate: Certificate = None,
+    key: CertificateKey = None,
+    api_key_file: KeyFile = None,
 ) -> None:
     """Ask a running server what it speaks and allows.
 
@@ -30,7 +28,8 @@ def describe(
     pocketlens-cloud describe --server 127.0.0.1:50551 --json
     """
     with plain_errors():
-        facts = _ask_describe(server, timeout_s, ca, api_key_file)
+        asking = Connection(server=server, tls=tls, ca=ca, certificate=certificate, key=key, api_key_file=api_key_file)
+        facts = _ask_describe(asking, timeout_s)
         if as_json:
             out.print_json(json.dumps(facts))
             return
@@ -47,26 +46,20 @@ def _said(value: object) -> str:
     return text.removeprefix("MODE_").replace("_", "-").lower() if text.startswith("MODE_") else text
 
 
-def _ask_describe(server: str, timeout_s: float, ca: Path | None, api_key_file: Path | None) -> dict[str, object]:
+def _ask_describe(asking: Connection, timeout_s: float) -> dict[str, object]:
     import grpc
-    from pocketlens_wire.api_key import demand_privacy, read_api_key
     from pocketlens_wire.v1 import retrieval_pb2 as pb
     from pocketlens_wire.v1.retrieval_pb2_grpc import RetrievalStub
 
-    key = read_api_key(api_key_file)
-    if key:
-        demand_privacy(server, encrypted=ca is not None)
-    credentials = grpc.ssl_channel_credentials(ca.read_bytes()) if ca else None
-    with grpc.secure_channel(server, credentials) if credentials else grpc.insecure_channel(server) as channel:
+    with asking.opened() as (channel, metadata):
         try:
-            reply = RetrievalStub(channel).Describe(
-                pb.DescribeRequest(), timeout=timeout_s, metadata=key.metadata() if key else ()
-            )
+            reply = RetrievalStub(channel).Describe(pb.DescribeRequest(), timeout=timeout_s, metadata=metadata)
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.UNAVAILABLE:
                 raise Unavailable(
-                    f"no server answers at {server}: start one with `pocketlens-cloud serve`, or check the address "
-                    "(and --ca, which a server that speaks TLS needs, and no other)"
+                    f"no server answers at {asking.server}: start one with `pocketlens-cloud serve`, or check the "
+                    "address (and --tls or --ca, which a server that speaks TLS needs, and no other; and --cert and "
+                    "--key, where it asks for a certificate)"
                 ) from error
             raise error_from_status(error.code(), error.details() or "") from error
     facts: dict[str, object] = {}

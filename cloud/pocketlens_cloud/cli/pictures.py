@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pocketlens_cloud.cli.connecting import Ca, Certificate, CertificateKey, Connection, KeyFile, UseTls
 from pocketlens_cloud.cli.root import AsJson, app, err, out, plain_errors
 
 if TYPE_CHECKING:
@@ -19,11 +20,6 @@ if TYPE_CHECKING:
 _ID = re.compile(r"[0-9a-f]{32}")
 
 Server = Annotated[str, typer.Option(metavar="HOST:PORT", help="A running server, started with --writable.")]
-Ca = Annotated[Path | None, typer.Option(help="Ask over TLS; the authorities to trust, PEM.", show_default=False)]
-KeyFile = Annotated[
-    Path | None,
-    typer.Option(help="Where the key is, if it asks for one (default: $POCKETLENS_API_KEY).", show_default=False),
-]
 TimeoutS = Annotated[float, typer.Option(min=0.1, help="Seconds to wait for each picture.")]
 
 
@@ -35,9 +31,12 @@ def add(
         str, typer.Option(metavar="JSON", help='What to store with each of them, as {"kind": "shoe"}.')
     ] = "{}",
     timeout_s: TimeoutS = 30.0,
-    ca: Ca = None,
-    api_key_file: KeyFile = None,
     as_json: AsJson = False,
+    tls: UseTls = False,
+    ca: Ca = None,
+    certificate: Certificate = None,
+    key: CertificateKey = None,
+    api_key_file: KeyFile = None,
 ) -> None:
     """Add pictures to the gallery of a running server, which finds them from then on.
 
@@ -49,7 +48,8 @@ def add(
     """
     values = _payload(payload)
     failed = 0
-    with plain_errors(), _stub(server, ca, api_key_file, timeout_s) as stub:
+    asking = Connection(server=server, tls=tls, ca=ca, certificate=certificate, key=key, api_key_file=api_key_file)
+    with plain_errors(), _stub(asking, timeout_s) as stub:
         from pocketlens_wire.errors import BadPicture, BadQuery
 
         for file in files:
@@ -71,9 +71,12 @@ def remove(
     ids: Annotated[list[str], typer.Argument(metavar="ID...", help="32 hex digits each, as hits and `add` tell them.")],
     server: Server = "127.0.0.1:50551",
     timeout_s: TimeoutS = 30.0,
-    ca: Ca = None,
-    api_key_file: KeyFile = None,
     as_json: AsJson = False,
+    tls: UseTls = False,
+    ca: Ca = None,
+    certificate: Certificate = None,
+    key: CertificateKey = None,
+    api_key_file: KeyFile = None,
 ) -> None:
     """Remove pictures from the gallery of a running server. Their files are not touched.
 
@@ -83,7 +86,8 @@ def remove(
 
     pocketlens-cloud remove 0f343b0931126a20f133d67c2b018a3b --server 127.0.0.1:50551
     """
-    with plain_errors(), _stub(server, ca, api_key_file, timeout_s) as stub:
+    asking = Connection(server=server, tls=tls, ca=ca, certificate=certificate, key=key, api_key_file=api_key_file)
+    with plain_errors(), _stub(asking, timeout_s) as stub:
         from pocketlens_wire.limits import MAX_REMOVED
 
         _check_ids(ids)
@@ -123,7 +127,9 @@ class _Asker:
         except grpc.RpcError as error:
             call: Any = error
             if call.code() is grpc.StatusCode.UNAVAILABLE:
-                raise Unavailable("no server answers there: check --server") from error
+                raise Unavailable(
+                    "no server answers there: check --server, and --tls, --ca, --cert and --key as it wants them"
+                ) from error
             if call.code() is grpc.StatusCode.UNIMPLEMENTED:
                 raise GalleryError("the server there does not take pictures: start it with --writable") from error
             kind = dict(call.trailing_metadata() or ()).get(KIND_METADATA)
@@ -131,16 +137,11 @@ class _Asker:
 
 
 @contextmanager
-def _stub(server: str, ca: Path | None, api_key_file: Path | None, timeout_s: float) -> Iterator[_Asker]:
-    import grpc
-    from pocketlens_wire.api_key import demand_privacy, read_api_key
+def _stub(asking: Connection, timeout_s: float) -> Iterator[_Asker]:
     from pocketlens_wire.v1.gallery_pb2_grpc import GalleryStub
 
-    if key := read_api_key(api_key_file):
-        demand_privacy(server, encrypted=ca is not None)
-    credentials = grpc.ssl_channel_credentials(ca.read_bytes()) if ca else None
-    with grpc.secure_channel(server, credentials) if credentials else grpc.insecure_channel(server) as channel:
-        yield _Asker(GalleryStub(channel), timeout_s, key.metadata() if key else ())
+    with asking.opened() as (channel, metadata):
+        yield _Asker(GalleryStub(channel), timeout_s, metadata)
 
 
 def _messages(data: bytes, payload: dict[str, Any]) -> "Sequence[pb.AddRequest]":
