@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import grpc
+import grpc.aio
 import numpy as np
 from google.protobuf.message import Message
 from pocketlens_cloud.compose import Composer
@@ -42,7 +43,7 @@ class Undocumented(AssertionError):
     """An ending that no page promises."""
 
 
-class _Aborted(Exception):
+class _Aborted(grpc.aio.AbortError):
     pass
 
 
@@ -63,7 +64,7 @@ class _Context:
         details.encode()  # it travels as UTF-8
         assert len(details) <= server.MAX_SENTENCE and "Traceback" not in details
         self.ended = (code.name, dict(metadata)[KIND_METADATA])
-        raise _Aborted
+        raise _Aborted("")
 
 
 @cache
