@@ -32,6 +32,7 @@ from pocketlens_bench.chaos.setting import Sizes, made
 from pocketlens_bench.cli import app
 from pocketlens_bench.report.console_chaos import print_chaos
 from pocketlens_bench.world import silently
+from pocketlens_cloud.gallery.folder import FolderVersions
 from pocketlens_edge.client import Client
 from pocketlens_wire.bundle import default_bundle
 from pocketlens_wire.errors import Overloaded, ServerFault, TooLate, Unauthenticated
@@ -179,6 +180,7 @@ def test_deadlines_while_a_part_is_set_up_are_tried_again_and_those_while_it_wai
     looks = facts["looks whether the server follows that ended with TooLate"]
     assert looks >= facts["promotions and rollbacks"] >= 1
     assert facts["switches not followed within 30 s"] == 0
+    assert FolderVersions(setting.shop).live() == setting.first, "left as it was found"
     assert broken([table]) == [f"{table['title']}: looks whether the server follows that ended with TooLate: {looks}"]
 
 

@@ -74,6 +74,8 @@ def _switched(
         else:
             missed += 1
         on_progress("promote, roll back", len(followed), len(followed))
+    if live:  # as it was found, so that it can be measured again
+        _command(setting, "rollback")
     return followed, missed, failed
 
 
