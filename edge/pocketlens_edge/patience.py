@@ -5,6 +5,7 @@ A busy server says when to come again. Called by the command line's batch and by
 from __future__ import annotations
 
 from collections.abc import Callable
+from random import uniform
 from time import monotonic, sleep
 from typing import TypeVar
 
@@ -12,6 +13,7 @@ from pocketlens_wire.errors import Overloaded, PocketlensError
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
 _LEAST_PAUSE_S = 0.05  # whatever a server says: one that has too much to do is not asked in a loop
+_SPREAD = 1.5  # devices turned away together do not come again together
 
 Given = TypeVar("Given")
 Pause = Callable[[float], object]  # waits for so many seconds; what it raises ends the asking
@@ -26,8 +28,9 @@ def ask_patiently(
 ) -> Given:
     """What `ask` gives; after an error of `again` it is asked once more, until `patience_s` have passed.
 
-    A busy server is asked when it said that it expects to have room; after other errors the pauses double. The last
-    question is asked when patience ends. Raises the last error; with 0 s of patience, the first."""
+    A busy server is asked when it said that it expects to have room, or up to half as long again later; after other
+    errors the pauses double. The last question is asked when patience ends. Raises the last error; with 0 s of
+    patience, the first."""
     end, next_s = monotonic() + patience_s, _FIRST_PAUSE_S
     while True:
         try:
@@ -37,7 +40,7 @@ def ask_patiently(
             if left_s <= 0:
                 raise
             if isinstance(error, Overloaded):
-                wait_s = max(error.retry_after_s, _LEAST_PAUSE_S)
+                wait_s = max(error.retry_after_s, _LEAST_PAUSE_S) * uniform(1, _SPREAD)
             else:
                 wait_s, next_s = next_s, min(2 * next_s, _LONGEST_PAUSE_S)
         (pause or sleep)(min(wait_s, left_s))

@@ -8,7 +8,6 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from pocketlens_bench.chaos import asking as asking_module
 from pocketlens_bench.chaos import rotation, versions
 from pocketlens_bench.chaos.asking import CLIENTS, answers, asking
 from pocketlens_bench.chaos.certificates import HAS_OPENSSL
@@ -33,6 +32,7 @@ from pocketlens_bench.cli import app
 from pocketlens_bench.report.console_chaos import print_chaos
 from pocketlens_bench.world import silently
 from pocketlens_cloud.gallery.folder import FolderVersions
+from pocketlens_edge import patience
 from pocketlens_edge.client import Client
 from pocketlens_wire.bundle import default_bundle
 from pocketlens_wire.errors import Overloaded, ServerFault, TooLate, Unauthenticated
@@ -174,7 +174,7 @@ def test_deadlines_while_a_part_is_set_up_are_tried_again_and_those_while_it_wai
 
     for method in tuple(turns):
         monkeypatch.setattr(Client, method.__name__, every_second(method))
-    monkeypatch.setattr(asking_module, "BETWEEN_TRIES_S", 0)
+    monkeypatch.setattr(patience, "sleep", lambda _: None)
     (table,) = versions.measure(replace(setting, sizes=replace(SIZES, seconds=1.0)), silently)
     facts = {each["name"]: each["value"] for each in table["facts"]}
     looks = facts["looks whether the server follows that ended with TooLate"]

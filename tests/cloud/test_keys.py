@@ -486,3 +486,5 @@ def test_a_keys_own_rate_is_kept_and_told(guarded, file, toy):
 
     assert [asked(slow) for _ in range(4)] == ["OK", "OK", *2 * ["RESOURCE_EXHAUSTED, come again in hours"]]
     assert asked(free) == "OK"
+    slower, _ = keys.new(file, ["search"], rate=1 / 3600)
+    assert [asked(slower) for _ in range(2)] == ["OK", "RESOURCE_EXHAUSTED, come again in hours"], "a row is let in"

@@ -211,7 +211,8 @@ def test_a_busy_server_is_asked_again_when_it_says(ask, service, pauses, tmp_pat
     ran, lines = ask("--outbox", tmp_path / "box")
     assert ran.code == 0, ran.err
     assert (ran.json["answered"], ran.json["kept"], [line["file"] for line in lines]) == (7, 0, NAMES)
-    assert (pauses, service.calls) == ([0.25] * 12, 7 + 12)
+    assert service.calls == 7 + 12
+    assert len(set(pauses)) == 12 and all(0.25 <= each <= 0.375 for each in pauses), "not all of them together"
 
 
 def test_patience_with_a_busy_server_ends(ask, service, pauses, tmp_path):
@@ -224,7 +225,7 @@ def test_patience_with_a_busy_server_ends(ask, service, pauses, tmp_path):
     box = tmp_path / "box"
     ran, lines = ask("--patience", 10, "--outbox", box)
     assert (ran.code, ran.json["kept"], len(list(box.glob("*.question")))) == (3, 7, 7)
-    assert 10 <= sum(pauses) < 10 + 4 * batching.IN_FLIGHT, "those on their way waited, the others were kept at once"
+    assert 10 <= sum(pauses) < 10 + 6 * batching.IN_FLIGHT, "those on their way waited, the others were kept at once"
     assert [line["file"] for line in lines] == NAMES
 
 

@@ -176,6 +176,7 @@ def test_patience_waits_for_the_server(box, monkeypatch):
     waited: list[float] = []
     monkeypatch.setattr(patience, "sleep", waited.append)
     monkeypatch.setattr(patience, "monotonic", lambda: sum(waited))
+    monkeypatch.setattr(patience, "uniform", lambda least, most: least)
     box.keep(asked("x"), picture=None)
     errors = [Unavailable("nobody"), TooLate("late"), Overloaded("busy", retry_after_s=3), Unavailable("nobody")]
     left = [*errors, Overloaded("busy", retry_after_s=0)]

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from multiprocessing import get_context
-from time import sleep
 from typing import Any, TypeVar, final
 
 from pocketlens_edge.client import Client
+from pocketlens_edge.patience import ask_patiently
 from pocketlens_wire.errors import Overloaded, TooLate, Unavailable
 from pocketlens_wire.v1 import retrieval_pb2 as pb
 
@@ -21,8 +21,7 @@ from pocketlens_bench.chaos.judging import Asked, Hits, Right, hits_of, tally
 from pocketlens_bench.load import arrivals
 
 CLIENTS = ("Client", "AsyncClient")
-TRIES = 5  # of a question whose answer a part cannot do without
-BETWEEN_TRIES_S = 0.5
+PATIENCE_S = 30.0  # with a question whose answer a part cannot do without
 PASSING = (TooLate, Overloaded, Unavailable)
 
 _Answer = TypeVar("_Answer")
@@ -32,12 +31,7 @@ def patiently(ask: Callable[[], _Answer]) -> _Answer:
     """The answer to a question that sets up a part, or looks how it ended: it is no measurement, so it is tried again.
 
     Raises PocketlensError; of those that pass, the last."""
-    for _ in range(TRIES - 1):
-        try:
-            return ask()
-        except PASSING:
-            sleep(BETWEEN_TRIES_S)
-    return ask()
+    return ask_patiently(ask, PATIENCE_S, again=PASSING)
 
 
 def answers(server: str, questions: Sequence[bytes], *, timeout_s: float) -> tuple[str, list[Hits]]:

@@ -63,14 +63,19 @@ async def _in_tasks(plan: Plan) -> list[Asked]:
     async with AsyncClient(plan.server, token_space=requests[0].token_space, timeout_s=plan.timeout_s) as client:
         start = perf_counter()
 
-        async def one(which: int, due: float) -> Asked:
-            await asyncio.sleep(max(0.0, start + due - perf_counter()))
+        asked = list[Asked]()
+
+        async def one(which: int, due: float) -> None:
             lag, generation, words = perf_counter() - start - due, "", ""
             try:
                 answer = await client.ask(requests[which])
                 said, generation = plan.right.verdict(answer, which), answer.generation
             except PocketlensError as error:
                 said, words = type(error).__name__, str(error)
-            return Asked(due, lag, perf_counter() - start - due, said, words, generation, woke_s=lag)
+            asked.append(Asked(due, lag, perf_counter() - start - due, said, words, generation, woke_s=lag))
 
-        return list(await asyncio.gather(*(one(i % len(requests), due) for i, due in enumerate(plan.due))))
+        async with asyncio.TaskGroup() as under_way:  # begun when due: all begun at once are late
+            for number, due in enumerate(plan.due):
+                await asyncio.sleep(max(0.0, start + due - perf_counter()))
+                under_way.create_task(one(number % len(requests), due))
+        return sorted(asked, key=lambda one: one.due)

@@ -36,14 +36,10 @@ def describe(
         for name, value in facts.items():
             if name == "unix_ms":  # for programs, which set it against their own clock
                 continue
-            said = ", ".join(map(_said, value)) if isinstance(value, list) else _said(value)
+            said = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            if name in {"modes", "default_mode"}:
+                said = said.replace("MODE_", "").replace("_", "-").lower()  # as the options name them
             out.print(f"{name:>22}  {said}", markup=False, highlight=False)
-
-
-def _said(value: object) -> str:
-    """A fact as the options say it: MODE_ZERO_SHOT is zero-shot there."""
-    text = str(value)
-    return text.removeprefix("MODE_").replace("_", "-").lower() if text.startswith("MODE_") else text
 
 
 def _ask_describe(asking: Connection, timeout_s: float) -> dict[str, object]:
