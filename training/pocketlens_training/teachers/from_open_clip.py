@@ -185,15 +185,15 @@ class OpenClipText(TextModule):
     def _packed(self, x: Tensor, end: Tensor) -> Tensor:
         """As the whole tower, but no layer reads padding, and the last block is computed at the end token alone."""
         assert self.mask is not None
-        packing, mask = Packing(end, x.shape[1]), self.mask[: x.shape[1], : x.shape[1]]
+        packing, sees = Packing(end, x.shape[1]), self.mask[: x.shape[1], : x.shape[1]] == 0
         x = packing.pack(x)
         *blocks, last = self.transformer.resblocks
         for block in blocks:
-            x = x + block.ls_1(packing.attended(block.attn, block.ln_1(x), mask))
+            x = x + block.ls_1(packing.attended(block.attn, block.ln_1(x), sees))
             x = x + block.ls_2(block.mlp(block.ln_2(x)))
         y = packing.ends(x) + last.ls_1(packing.attended_at_the_end(last.attn, last.ln_1(x)))
         y = y + last.ls_2(last.mlp(last.ln_2(y)))
-        return self._projected(self.norm(y).squeeze(1))
+        return self._projected(self.norm(y))
 
     def _projected(self, x: Tensor) -> Tensor:
         if self.project is None:

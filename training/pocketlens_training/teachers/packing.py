@@ -7,11 +7,15 @@ and so what a token sees, stays as it was. Called by from_open_clip.py."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+UNSEEN = 60.0  # by how much the score of what is not seen lies below that of the row's first token
 
 
 @final
@@ -25,34 +29,44 @@ class Packing:
         self._ends = self._tokens.gather(1, end[:, None])  # (rows, 1)
 
     def pack(self, rows: Tensor) -> Tensor:
-        """(1, tokens, width) of (rows, length, width)."""
-        return rows.flatten(0, 1).index_select(0, self._places)[None]
+        """(tokens, width) of (rows, length, width)."""
+        return rows.flatten(0, 1).index_select(0, self._places)
 
     def unpack(self, tokens: Tensor) -> Tensor:
-        """(rows, length, width) of (1, tokens, width). What stands at padding is of another token: mask it."""
-        return tokens[0].index_select(0, self._tokens.flatten()).unflatten(0, self._tokens.shape)
+        """(rows, length, width) of (tokens, width). What stands at padding is of another token: mask it."""
+        return tokens.index_select(0, self._tokens.flatten()).unflatten(0, self._tokens.shape)
 
     def ends(self, tokens: Tensor) -> Tensor:
-        """The end tokens (rows, 1, width) of (1, tokens, width)."""
-        return tokens[0].index_select(0, self._ends.flatten())[:, None]
+        """The end tokens (rows, width) of (tokens, width)."""
+        return tokens.index_select(0, self._ends.flatten())
 
-    def attended(self, attention: nn.MultiheadAttention, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Self-attention of (1, tokens, width) within each row. mask: (length, length), added to the scores."""
-        made = F.linear(tokens, attention.in_proj_weight, attention.in_proj_bias)
-        queries, keys, values = self.unpack(made).chunk(3, -1)
-        return attention.out_proj(self.pack(_seen(queries, keys, values, mask, attention.num_heads)))
+    def attended(self, attention: nn.MultiheadAttention, tokens: Tensor, sees: Tensor) -> Tensor:
+        """Self-attention of (tokens, width) within each row. sees: bool (length, length), which token sees which."""
+        queries, keys, values = (self.unpack(part(tokens)) for part in _parts(attention))
+        return attention.out_proj(self.pack(_seen(queries, keys, values, sees, attention.num_heads)))
 
     def attended_at_the_end(self, attention: nn.MultiheadAttention, tokens: Tensor) -> Tensor:
-        """What `attended` gives at the end tokens alone, which see all tokens of their row: (rows, 1, width)."""
-        width = tokens.shape[2]
-        of_queries, of_others = attention.in_proj_weight.tensor_split([width])
-        bias = (None, None) if attention.in_proj_bias is None else attention.in_proj_bias.tensor_split([width])
-        queries = F.linear(self.ends(tokens), of_queries, bias[0])
-        keys, values = self.unpack(F.linear(tokens, of_others, bias[1])).chunk(2, -1)
-        return attention.out_proj(_seen(queries, keys, values, self._holds[:, None, None], attention.num_heads))
+        """What `attended` gives at the end tokens alone, which see all tokens of their row: (rows, width)."""
+        of_queries, of_keys, of_values = _parts(attention)
+        queries = of_queries(self.ends(tokens))[:, None]
+        keys, values = self.unpack(of_keys(tokens)), self.unpack(of_values(tokens))
+        sees = self._holds[:, None, None]
+        return attention.out_proj(_seen(queries, keys, values, sees, attention.num_heads).squeeze(1))
 
 
-def _seen(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor, heads: int) -> Tensor:
-    """Attention (rows, places, width) by so many heads. mask: added to the scores, or where there is something."""
-    split = [each.unflatten(2, (heads, -1)).transpose(1, 2) for each in (queries, keys, values)]
-    return F.scaled_dot_product_attention(split[0], split[1], split[2], attn_mask=mask).transpose(1, 2).flatten(2)
+def _parts(attention: nn.MultiheadAttention) -> list[Callable[[Tensor], Tensor]]:
+    """What makes queries, keys and values of tokens, each by itself: cutting one product apart takes longer."""
+    biases = (None, None, None) if attention.in_proj_bias is None else attention.in_proj_bias.chunk(3)
+    weights = attention.in_proj_weight.chunk(3)
+    return [partial(F.linear, weight=weight, bias=bias) for weight, bias in zip(weights, biases, strict=True)]
+
+
+def _seen(queries: Tensor, keys: Tensor, values: Tensor, sees: Tensor, heads: int) -> Tensor:
+    """Attention (rows, places, width) by so many heads, of which each query sees the row's first token at least.
+
+    What it does not see weighs e^-UNSEEN of the first token at most, which float32 does not add up. With -inf, as is
+    usual, ONNX Runtime's softmax gives subnormal numbers, which takes processors five times as long."""
+    queries, keys, values = (each.unflatten(2, (heads, -1)).transpose(1, 2) for each in (queries, keys, values))
+    scores = queries @ keys.transpose(2, 3) * queries.shape[3] ** -0.5
+    scores = scores.where(sees, scores[..., :1] - UNSEEN)
+    return (scores.softmax(-1) @ values).transpose(1, 2).flatten(2)
