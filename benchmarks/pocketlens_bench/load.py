@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import cycle
 from multiprocessing import get_context
 from pathlib import Path
+from random import uniform
 from time import perf_counter
 from typing import Any
 
@@ -300,7 +301,7 @@ async def _closed_loop(plan: Plan, calls: Any, content: Any) -> list[Outcome]:
         done = []
         while (now := perf_counter() - start) < plan.seconds:
             done.append(await _one(next(calls), next(content), start, now))
-            await asyncio.sleep(done[-1].retry_s)  # as the device's client does
+            await asyncio.sleep(done[-1].retry_s * uniform(1, 1.5))  # as the device's client does
         return done
 
     parts = await asyncio.gather(*(ask() for _ in range(plan.at_once)))

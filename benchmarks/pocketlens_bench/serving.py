@@ -39,7 +39,7 @@ from pocketlens_bench.server import Running, serving
 from pocketlens_bench.world import OnProgress, silently
 
 SHORTEST, LONGEST = 8, 40  # tokens of a row, begin and end among them
-AT_ONCE = 64  # questions open in the closed loop, so that the tower always finds a full run
+AT_ONCE = 40  # questions open in the closed loop, so that the tower always finds a full run
 ROUNDS = 6  # what is compared takes turns, so that a machine that slows down does so for all
 DESCRIBE = "/pocketlens.v1.Retrieval/Describe"
 SHARE = 0.7  # of capacity: the load beside which overload is seen

@@ -15,6 +15,7 @@ import pytest
 from pocketlens_cloud.runtime import NICENESS
 from pocketlens_cloud.service import Service
 from pocketlens_cloud.serving import front, metrics, server
+from pocketlens_cloud.serving.batching import Limits
 from pocketlens_cloud.serving.hosts import is_loopback
 from pocketlens_wire import limits
 from pocketlens_wire.errors import KIND_METADATA, RETRY_METADATA, ServerFault
@@ -187,8 +188,27 @@ def test_who_would_wait_long_or_past_his_deadline_is_turned_away_before_any_work
     with pytest.raises(grpc.RpcError) as caught:
         running.search(toy.request(), 10)
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert dict(caught.value.trailing_metadata())[RETRY_METADATA] == "700"
+    assert int(dict(caught.value.trailing_metadata())[RETRY_METADATA]) >= 700
     assert composer.begun == 0
+
+
+def test_those_turned_away_are_told_to_come_again_as_fast_as_questions_are_read(service, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(front.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(front.Batcher, "expected_wait_s", 0.2)
+    monkeypatch.setattr(front.Batcher, "waiting", 10)
+    monkeypatch.setattr(front, "PATIENCE_S", 0.1)
+    house = front.Front(service, ThreadPoolExecutor(1), ThreadPoolExecutor(1), Limits())
+
+    def told(times: int) -> list[float]:
+        return [round(refused.retry_after_s, 6) for _ in range(times) if (refused := house.refusal())]
+
+    assert told(3) == [0.2, 0.22, 0.24]
+    assert max(told(1000)) == told(1)[0] == front.MAX_RETRY_S
+    now[0] += 1
+    assert told(2) == [4.02, 4.04], "some have come meanwhile"
+    now[0] += 10
+    assert told(1) == [0.2]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a thread has no niceness of its own")

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, assert_never, final
+from typing import Any, assert_never, cast, final
 from uuid import UUID
 
 import numpy as np
@@ -456,7 +456,7 @@ def _vector(record: engine.Record, name: str) -> NDArray[np.float32]:
 
 
 def _id(point: "engine.Record | engine.ScoredPoint") -> str:
-    return str(point.id).replace("-", "")
+    return cast(UUID, point.id).hex  # as every id is stored
 
 
 def _uuid(point_id: str) -> str:

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
@@ -21,10 +21,12 @@ from pocketlens_cloud.service import Service
 from pocketlens_cloud.serving import keys
 from pocketlens_cloud.serving.admission import Buckets, Rate
 from pocketlens_cloud.serving.batching import Batcher, Limits
+from pocketlens_cloud.serving.hands import Hands
 
 HANDS: Final = 4  # threads that check questions and search; the text tower has its own
 MAX_INSIDE: Final = 256  # questions in the house before new ones are turned away, whatever they wait for
 MIN_RETRY_S: Final = 0.05
+MAX_RETRY_S: Final = 5.0
 PATIENCE_S: Final = 0.1  # expected wait before the text tower beyond which new questions are turned away
 TURN_S: Final = 10.0  # that one turn of a conversation has, since a conversation itself has no deadline
 MAX_CONVERSATIONS: Final = 128  # open at once: each is a stream that waits for a person
@@ -40,13 +42,14 @@ Until = float  # time.monotonic() of a deadline; inf for none
 class Front:
     """The methods of pocketlens.v1.Retrieval, as coroutines around a Service."""
 
-    def __init__(self, service: Service, hands: ThreadPoolExecutor, readers: ThreadPoolExecutor, batch: Limits) -> None:
+    def __init__(self, service: Service, hands: Executor, readers: Executor, batch: Limits) -> None:
         """`hands`: threads for checks and searches; `readers`: for the text tower, at least `batch.runs`."""
-        self._service, self._hands = service, hands
+        self._service, self._hands = service, Hands(hands)
         self.batcher = Batcher(service.read, readers, batch)
         self._buckets = Buckets()
         self.inside = 0
         self.conversations = 0
+        self._next_back = 0.0  # time.monotonic() until which room is spoken for by those who were turned away
         self._closing = asyncio.Event()
 
     async def describe(self, _request: pb.DescribeRequest, _context: Any) -> pb.DescribeReply:
@@ -69,11 +72,11 @@ class Front:
             self._buckets.let_in(key.id, rate)
         self.inside += 1
         try:
-            question = await self._by_hand(self._service.check, request)
+            question = await self._hands.do(self._service.check, request)
             if key and rate:
                 self._buckets.pay(key.id, rate, len(question.plan.rows) - 1)
             texts, took_s = await self.batcher.read(question.plan.rows, until)
-            return await self._by_hand(self._service.finish, question, texts, took_s)
+            return await self._hands.do(self._service.finish, question, texts, took_s)
         finally:
             self.inside -= 1
 
@@ -137,11 +140,15 @@ class Front:
             why = f"a new question would wait {wait_s * 1e3:.0f} ms for its turn, longer than its deadline"
         else:
             return None
-        return Overloaded(f"{why}: try again in a moment", retry_after_s=max(wait_s, MIN_RETRY_S))
+        return Overloaded(f"{why}: try again in a moment", retry_after_s=self._come_again_s(wait_s))
 
-    async def _by_hand(self, work: Callable[..., _Result], *given: object) -> _Result:
-        """`work` in a thread. A cancelled call cancels it: work that has not begun never begins."""
-        return await asyncio.get_running_loop().run_in_executor(self._hands, work, *given)
+    def _come_again_s(self, wait_s: float) -> float:
+        """When there will be room for one more: those turned away are told times as far apart as questions are read,
+        so that they do not all come again to a house that is full of the others."""
+        now, apart_s = time.monotonic(), wait_s / max(1, self.batcher.waiting)
+        soonest, latest = now + max(wait_s, MIN_RETRY_S), now + MAX_RETRY_S
+        self._next_back = min(max(soonest, self._next_back + apart_s), latest)
+        return self._next_back - now
 
 
 @contextmanager
