@@ -252,7 +252,7 @@ class _Front:
         self._hands = Station(self._clock, self._processors, house.hands)
         self._waiting: list[tuple[int, _Question]] = []  # rows: their tokens, in order of arrival
         self._waiting_tokens = self._tokens_per_s = 0.0
-        self._running = self._inside = self._runs = self._rows = 0
+        self._running = self._inside = self._coming = self._runs = self._rows = self._tokens = 0
         self._inside_s = self._inside_since = 0.0
         self._work_s = self._busy_s = self._busy_since = self._ended = 0.0
         self._sojourn_s = np.full(len(due), np.nan)
@@ -280,13 +280,22 @@ class _Front:
         )
 
     def _let_in(self, number: int) -> None:
-        """As Front._turn_away_if_full, but for deadlines."""
-        expected_s = self._waiting_tokens / (self._tokens_per_s * self._house.batch.runs) if self._tokens_per_s else 0.0
-        if self._inside >= self._house.most_inside or expected_s > self._house.patience_s:
+        """As Front.refusal, but for deadlines."""
+        if self._inside >= self._house.most_inside or self._wait_s() > self._house.patience_s:
             self._ended = max(self._ended, self._clock.now)
             return
         self._count_inside(1)
+        self._coming += 1
         self._hands.ask(self._check_s[number], partial(self._queue, number))
+
+    def _wait_s(self) -> float:
+        """As Batcher.wait_s."""
+        if not self._tokens_per_s:
+            return 0.0
+        batch = self._house.batch
+        at_once = (batch.runs - self._running) * batch.most_tokens
+        before = max(0.0, self._waiting_tokens + self._coming * self._tokens / self._rows - at_once)
+        return before / (self._tokens_per_s * batch.runs)
 
     def _count_inside(self, more: int) -> None:
         self._inside_s += self._inside * (self._clock.now - self._inside_since)
@@ -296,6 +305,7 @@ class _Front:
     def _queue(self, number: int) -> None:
         rows = self._questions[number % len(self._questions)]
         question = _Question(number, len(rows))
+        self._coming -= 1
         self._waiting += [(tokens, question) for tokens in rows]
         self._waiting_tokens += sum(rows)
         self._pump()
@@ -317,6 +327,7 @@ class _Front:
         self._running += 1
         self._runs += 1
         self._rows += len(batch)
+        self._tokens += sum(lengths)
         read = sum(lengths) if self._house.batch.packs else len(batch) * max(lengths)
         work_s = self._costs.run_s + self._costs.token_s * read
         work_s *= float(next(self._scatter))  # no more runs than rows

@@ -232,6 +232,27 @@ def test_a_row_that_breaks_the_tower_harms_only_its_own_question():
     run(body, tower, Limits(kept=10))
 
 
+def test_rows_that_are_to_come_count_as_waiting_once_all_runs_are_busy():
+    tower = Tower(held=True)
+
+    async def body(batcher):
+        assert batcher.wait_s(100) == 0, "nothing is known of its speed"
+        tower.go_on.set()
+        await batcher.read([row(*range(1, 11))])
+        batcher._tokens_per_s = 10.0
+        assert (batcher.wait_s(3), batcher.wait_s(4), batcher.wait_s(6)) == (0, 0, 2.0), "40 tokens are read at once"
+        tower.go_on.clear()
+        tower.begun.clear()
+        reading = asyncio.create_task(batcher.read([row(1)]))
+        await begun(tower)
+        waits = batcher.wait_s(0), batcher.wait_s(3)
+        tower.go_on.set()
+        await reading
+        return waits
+
+    assert run(body, tower, Limits(most_tokens=40, kept=0)) == (0, 3.0)
+
+
 def test_the_expected_wait_follows_the_towers_speed():
     tower = Tower(held=True)
 

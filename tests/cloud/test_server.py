@@ -179,7 +179,7 @@ def turned_away() -> float:
 
 def test_who_would_wait_long_or_past_his_deadline_is_turned_away_before_any_work(toy, slow, monkeypatch):
     composer, running = slow
-    monkeypatch.setattr(front.Batcher, "expected_wait_s", 0.7)
+    monkeypatch.setattr(front.Batcher, "wait_s", lambda _, coming: 0.7)
     with pytest.raises(grpc.RpcError) as caught:
         running.search(toy.request(), 0.5)
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -195,7 +195,7 @@ def test_who_would_wait_long_or_past_his_deadline_is_turned_away_before_any_work
 def test_those_turned_away_are_told_to_come_again_as_fast_as_questions_are_read(service, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(front.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(front.Batcher, "expected_wait_s", 0.2)
+    monkeypatch.setattr(front.Batcher, "wait_s", lambda _, coming: 0.2)
     monkeypatch.setattr(front.Batcher, "waiting", 10)
     monkeypatch.setattr(front, "PATIENCE_S", 0.1)
     house = front.Front(service, ThreadPoolExecutor(1), ThreadPoolExecutor(1), Limits())

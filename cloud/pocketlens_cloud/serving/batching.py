@@ -106,8 +106,18 @@ class Batcher:
 
     @property
     def expected_wait_s(self) -> float:
-        """Seconds until a row that came now would be taken up, by the speed of the latest runs; 0 before the first."""
-        return self.waiting_tokens / (self._tokens_per_s * self._limits.runs) if self._tokens_per_s else 0.0
+        """Seconds until a row that came now would be taken up."""
+        return self.wait_s(0)
+
+    def wait_s(self, coming: int) -> float:
+        """Seconds until a row that came after `coming` others, of the usual length, would be taken up, by the speed of
+        the latest runs; 0 before the first."""
+        if not self._tokens_per_s:
+            return 0.0
+        usual = self.counts.tokens / self.counts.rows if coming else 0.0
+        at_once = (self._limits.runs - self._running) * self._limits.most_tokens
+        before = max(0.0, self.waiting_tokens + coming * usual - at_once)
+        return before / (self._tokens_per_s * self._limits.runs)
 
     async def read(self, rows: Sequence[Row], until: float = float("inf")) -> tuple[NDArray[np.float32], float]:
         """Features (len(rows), dim) of one question's rows, and the seconds of the longest run that read one of them.

@@ -17,7 +17,7 @@ from pocketlens_wire.errors import Overloaded, PocketlensError, ServerFault, Too
 from pocketlens_wire.v1 import retrieval_pb2 as pb
 
 from pocketlens_cloud.conversation import Conversation
-from pocketlens_cloud.service import Service
+from pocketlens_cloud.service import Question, Service
 from pocketlens_cloud.serving import keys
 from pocketlens_cloud.serving.admission import Buckets, Rate
 from pocketlens_cloud.serving.batching import Batcher, Limits
@@ -48,6 +48,7 @@ class Front:
         self.batcher = Batcher(service.read, readers, batch)
         self._buckets = Buckets()
         self.inside = 0
+        self._coming = 0  # of them, those whose rows are not in the queue yet, though they will be
         self.conversations = 0
         self._next_back = 0.0  # time.monotonic() until which room is spoken for by those who were turned away
         self._closing = asyncio.Event()
@@ -72,13 +73,20 @@ class Front:
             self._buckets.let_in(key.id, rate)
         self.inside += 1
         try:
-            question = await self._hands.do(self._service.check, request)
+            question = await self._checked(request)
             if key and rate:
                 self._buckets.pay(key.id, rate, len(question.plan.rows) - 1)
             texts, took_s = await self.batcher.read(question.plan.rows, until)
             return await self._hands.do(self._service.finish, question, texts, took_s)
         finally:
             self.inside -= 1
+
+    async def _checked(self, request: pb.SearchRequest) -> Question:
+        self._coming += 1
+        try:
+            return await self._hands.do(self._service.check, request)
+        finally:
+            self._coming -= 1
 
     async def converse(self, read: Read, let_go: LetGo, context: Any) -> AsyncIterator[pb.ConverseReply]:
         """Answer message after message; the next one is taken in only after the reply to the one before has left, so
@@ -131,7 +139,7 @@ class Front:
 
     def refusal(self, until: Until = float("inf")) -> Overloaded | None:
         """Why a question with the deadline `until` is turned away now; None: let it in."""
-        wait_s = self.batcher.expected_wait_s
+        wait_s = self.batcher.wait_s(self._coming)
         if self.inside >= MAX_INSIDE:
             why = f"{self.inside} questions are in the house already"
         elif wait_s > PATIENCE_S:
