@@ -102,6 +102,15 @@ def serving(served: float = 95.0, beyond: float = 1.5, goodput: float = 0.95, sl
     return made | {"conditions": {**deepcopy(CARD), "sizes": sizes}}
 
 
+def indexing(share: float = 0.95) -> dict:
+    row = {
+        "decode": "processes", "per_s": 20.0 * share, "bare_per_s": 20.0, "share": share, "cpu_ms": 195.0,
+        "bare_cpu_ms": 190.0, "memory_mb": 900.0,
+    }  # fmt: skip
+    made = result("indexing", precision="fp32", rows=[row])
+    return made | {"conditions": {**deepcopy(CARD), "sizes": {"pictures": 2048, "batch": 64}}}
+
+
 def chaos(errors: int = 0) -> dict:
     row = {
         "name": "Client", "asked": 1000, "answered": 1000 - errors, "errors": {"Unavailable": errors} if errors else {},
@@ -297,6 +306,7 @@ EVERY = {
         start,
         load,
         serving,
+        indexing,
         chaos,
         plan,
         network,
@@ -425,6 +435,11 @@ def test_a_service_that_falls_short_is_named(saved):
         "p99 of those answered in overload is 2.4 times that at 70 %",
     ):
         assert said in text
+
+
+def test_an_indexing_far_below_its_bare_tower_is_a_loss(saved):
+    assert "meant" not in text_of(saved(indexing()))
+    assert "decoding in processes, indexing reaches 80% of the bare tower" in text_of(saved(indexing(0.8)))
 
 
 def test_a_process_that_starts_too_slowly_or_is_too_large_is_named(saved):

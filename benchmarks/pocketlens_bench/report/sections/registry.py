@@ -4,6 +4,7 @@ from pocketlens_bench.report.sections.ablation import Ablation
 from pocketlens_bench.report.sections.accuracy import Accuracy, Score
 from pocketlens_bench.report.sections.chaos import Chaos
 from pocketlens_bench.report.sections.distil import Distil
+from pocketlens_bench.report.sections.indexing import Indexing
 from pocketlens_bench.report.sections.latency import Latency
 from pocketlens_bench.report.sections.load import Load
 from pocketlens_bench.report.sections.network import Network
@@ -28,6 +29,7 @@ SECTIONS: tuple[Section, ...] = (
     Start(),
     Load(),
     Serving(),
+    Indexing(),
     Chaos(),
     Plan(),
     Network(),
