@@ -46,6 +46,7 @@ SHARE = 0.7  # of capacity: the load beside which overload is seen
 OVERLOAD = 10.0
 DISTINCT = 4000  # questions, asked again and again; the service remembers none
 GALLERY = 500
+TURNED_AWAY = frozenset({"RESOURCE_EXHAUSTED", "CANCELLED"})  # by the service; by gRPC, before the service looked
 PUNCTUAL_S = 0.01  # by which the asker may be late for a second to count as one in which the machine ran
 SAMPLE_S = 0.5  # between two looks at the server's memory
 HONESTY = (
@@ -422,7 +423,7 @@ def overload(
     """What was answered of ten times too many, how long those answered and those turned away took. capacities: what
     the service did before and after with as many as go; what was answered is compared with their mean."""
     capacity = sum(capacities) / 2
-    shed = [1e3 * one.took_s for one in flood if one.status == "RESOURCE_EXHAUSTED"]
+    shed = [1e3 * one.took_s for one in flood if one.status in TURNED_AWAY]
     in_time = sum(one.status == "OK" and one.due + one.took_s <= sizes.overload_s for one in flood)
     return {
         "capacity_per_s": capacity,
@@ -454,11 +455,11 @@ def on_time(calm: Sequence[Outcome], flood: Sequence[Outcome]) -> dict[str, Any]
     return {
         "share": of_flood,
         **{
-            name: quantiles([1e3 * one.took_s for one in found if one.status == status])
-            for name, found, status in (
-                ("calm", punctual(calm)[0], "OK"),
-                ("accepted", kept, "OK"),
-                ("turned_away", kept, "RESOURCE_EXHAUSTED"),
+            name: quantiles([1e3 * one.took_s for one in found if one.status in statuses])
+            for name, found, statuses in (
+                ("calm", punctual(calm)[0], {"OK"}),
+                ("accepted", kept, {"OK"}),
+                ("turned_away", kept, TURNED_AWAY),
             )
         },
     }
