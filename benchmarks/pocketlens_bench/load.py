@@ -290,7 +290,7 @@ async def _one(call: Any, content: bytes, start: float, due: float) -> Outcome:
     except grpc.aio.AioRpcError as error:
         stages, status = {}, error.code().name
         told = dict(error.trailing_metadata() or ())
-        retry_s = int(told.get(RETRY_METADATA, 0)) / 1e3
+        retry_s = int(told.get(RETRY_METADATA, 1000 if status == "CANCELLED" else 0)) / 1e3
     return Outcome(due, lag, perf_counter() - start - due, status, stages, retry_s)
 
 

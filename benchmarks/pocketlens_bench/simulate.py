@@ -293,8 +293,9 @@ class _Front:
         if not self._tokens_per_s:
             return 0.0
         batch = self._house.batch
-        at_once = (batch.runs - self._running) * batch.most_tokens
-        before = max(0.0, self._waiting_tokens + self._coming * self._tokens / self._rows - at_once)
+        usual = self._tokens / self._rows
+        at_once = (batch.runs - self._running) * min(batch.most_tokens, batch.most_rows * usual)
+        before = max(0.0, self._waiting_tokens + self._coming * usual - at_once)
         return before / (self._tokens_per_s * batch.runs)
 
     def _count_inside(self, more: int) -> None:

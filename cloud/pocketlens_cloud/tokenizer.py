@@ -11,7 +11,7 @@ from pocketlens_wire.errors import BadBundle
 from pocketlens_wire.manifest import TextLayout
 from tokenizers import Tokenizer as _Tokenizer
 
-REPEATED: Final = 64  # texts whose tokens are kept
+REPEATED: Final = 8  # texts whose tokens are kept
 
 
 @final

@@ -28,9 +28,9 @@ def ask_patiently(
 ) -> Given:
     """What `ask` gives; after an error of `again` it is asked once more, until `patience_s` have passed.
 
-    A busy server is asked when it said that it expects to have room, or up to half as long again later; after other
-    errors the pauses double. The last question is asked when patience ends. Raises the last error; with 0 s of
-    patience, the first."""
+    A busy server is asked when it said that it expects to have room, or up to half as long again later, and not at all
+    where that is beyond patience; after other errors the pauses double, and the last question is asked when patience
+    ends. Raises the last error; with 0 s of patience, the first."""
     end, next_s = monotonic() + patience_s, _FIRST_PAUSE_S
     while True:
         try:
@@ -40,7 +40,10 @@ def ask_patiently(
             if left_s <= 0:
                 raise
             if isinstance(error, Overloaded):
-                wait_s = max(error.retry_after_s, _LEAST_PAUSE_S) * uniform(1, _SPREAD)
+                least_s = max(error.retry_after_s, _LEAST_PAUSE_S)
+                if least_s > left_s:
+                    raise
+                wait_s = uniform(least_s, min(_SPREAD * least_s, left_s))
             else:
-                wait_s, next_s = next_s, min(2 * next_s, _LONGEST_PAUSE_S)
-        (pause or sleep)(min(wait_s, left_s))
+                wait_s, next_s = min(next_s, left_s), min(2 * next_s, _LONGEST_PAUSE_S)
+        (pause or sleep)(wait_s)

@@ -119,12 +119,12 @@ def test_the_expected_wait_is_that_of_all_runs_together():
     tower = Tower(held=True)
 
     async def body(batcher):
-        batcher._tokens_per_s = 10.0
+        batcher._tokens_per_s, batcher.counts.rows, batcher.counts.tokens = 10.0, 1, 10
         reading = [asyncio.create_task(batcher.read([row(n)])) for n in (1, 2)]
         await begun(tower)
         waiting = asyncio.create_task(batcher.read([row(*range(1, 41))]))
         await asyncio.sleep(0)
-        expected = batcher.expected_wait_s
+        expected = batcher.wait_s()
         tower.go_on.set()
         await asyncio.gather(*reading, waiting)
         return expected
@@ -253,11 +253,23 @@ def test_rows_that_are_to_come_count_as_waiting_once_all_runs_are_busy():
     assert run(body, tower, Limits(most_tokens=40, kept=0)) == (0, 3.0)
 
 
+def test_what_is_remembered_is_not_waited_for():
+    tower = Tower()
+
+    async def body(batcher):
+        for _ in range(10):
+            await batcher.read([row(*range(1, 11))])
+        batcher._tokens_per_s = 10.0
+        return batcher.wait_s(50)
+
+    assert run(body, tower, Limits(most_tokens=40, kept=9)) == pytest.approx(1.0), "of 50 like it 5 would be read"
+
+
 def test_the_expected_wait_follows_the_towers_speed():
     tower = Tower(held=True)
 
     async def body(batcher):
-        assert batcher.expected_wait_s == 0
+        assert batcher.wait_s() == 0
         tower.go_on.set()
         await batcher.read([row(*[1] * 10)])
         tower.go_on.clear()
@@ -266,12 +278,12 @@ def test_the_expected_wait_follows_the_towers_speed():
         await begun(tower)
         waiting = [asyncio.create_task(batcher.read([row(n, n)])) for n in range(3, 8)]
         await asyncio.sleep(0)
-        few = batcher.expected_wait_s
+        few = batcher.wait_s()
         waiting += [asyncio.create_task(batcher.read([row(n, n)])) for n in range(8, 13)]
         await asyncio.sleep(0)
-        assert batcher.expected_wait_s == pytest.approx(2 * few) and few > 0
+        assert batcher.wait_s() == pytest.approx(2 * few) and few > 0
         tower.go_on.set()
         await asyncio.gather(first, *waiting)
-        assert batcher.expected_wait_s == 0
+        assert batcher.wait_s() == 0
 
     run(body, tower)

@@ -188,17 +188,6 @@ def test_the_servers_refusal_is_passed_on(run, server, service):
     assert ran.json == {"error": {"kind": "BadQuery", "message": "unknown filter key `colr`"}}
 
 
-def test_a_busy_server_is_asked_again_for_as_long_as_the_deadline_says(run, server, service, tmp_path):
-    busy = (grpc.StatusCode.RESOURCE_EXHAUSTED, "a new question would wait", "Overloaded")
-    service.retry_after = "60"
-    service.failures.extend([busy] * 3)
-    assert run("search", "-t", "hat", "-s", server, "--outbox", tmp_path / "box", "--json").code == 0
-    assert not list((tmp_path / "box").glob("*.question"))
-    service.failures.extend([busy] * 99)
-    ran = run("search", "-t", "hat", "-s", server, "--timeout", 0.3, "--json")
-    assert (ran.code, ran.json["error"]["kind"]) == (1, "Overloaded")
-
-
 def test_a_flipped_byte_is_refused_naming_the_file(run, server, own_bundle):
     graph = own_bundle / "edge" / "encoder.fp32.onnx"
     data = bytearray(graph.read_bytes())

@@ -104,20 +104,16 @@ class Batcher:
         """Rows no run has begun with."""
         return len(self._waiting)
 
-    @property
-    def expected_wait_s(self) -> float:
-        """Seconds until a row that came now would be taken up."""
-        return self.wait_s(0)
-
-    def wait_s(self, coming: int) -> float:
+    def wait_s(self, coming: int = 0) -> float:
         """Seconds until a row that came after `coming` others, of the usual length, would be taken up, by the speed of
         the latest runs; 0 before the first."""
         if not self._tokens_per_s:
             return 0.0
-        usual = self.counts.tokens / self.counts.rows if coming else 0.0
-        at_once = (self._limits.runs - self._running) * self._limits.most_tokens
+        counts, limits = self.counts, self._limits
+        usual = counts.tokens / (counts.rows + counts.remembered + counts.shared)  # what is remembered is not read
+        at_once = (limits.runs - self._running) * min(limits.most_tokens, limits.most_rows * usual)
         before = max(0.0, self.waiting_tokens + coming * usual - at_once)
-        return before / (self._tokens_per_s * self._limits.runs)
+        return before / (self._tokens_per_s * limits.runs)
 
     async def read(self, rows: Sequence[Row], until: float = float("inf")) -> tuple[NDArray[np.float32], float]:
         """Features (len(rows), dim) of one question's rows, and the seconds of the longest run that read one of them.

@@ -21,12 +21,11 @@ from pocketlens_cloud.service import Question, Service
 from pocketlens_cloud.serving import keys
 from pocketlens_cloud.serving.admission import Buckets, Rate
 from pocketlens_cloud.serving.batching import Batcher, Limits
-from pocketlens_cloud.serving.hands import Hands
 
 HANDS: Final = 4  # threads that check questions and search; the text tower has its own
 MAX_INSIDE: Final = 256  # questions in the house before new ones are turned away, whatever they wait for
 MIN_RETRY_S: Final = 0.05
-MAX_RETRY_S: Final = 5.0
+MAX_RETRY_S: Final = 2.0
 PATIENCE_S: Final = 0.1  # expected wait before the text tower beyond which new questions are turned away
 TURN_S: Final = 10.0  # that one turn of a conversation has, since a conversation itself has no deadline
 MAX_CONVERSATIONS: Final = 128  # open at once: each is a stream that waits for a person
@@ -44,7 +43,7 @@ class Front:
 
     def __init__(self, service: Service, hands: Executor, readers: Executor, batch: Limits) -> None:
         """`hands`: threads for checks and searches; `readers`: for the text tower, at least `batch.runs`."""
-        self._service, self._hands = service, Hands(hands)
+        self._service, self._hands = service, hands
         self.batcher = Batcher(service.read, readers, batch)
         self._buckets = Buckets()
         self.inside = 0
@@ -77,14 +76,14 @@ class Front:
             if key and rate:
                 self._buckets.pay(key.id, rate, len(question.plan.rows) - 1)
             texts, took_s = await self.batcher.read(question.plan.rows, until)
-            return await self._hands.do(self._service.finish, question, texts, took_s)
+            return await self._by_hand(self._service.finish, question, texts, took_s)
         finally:
             self.inside -= 1
 
     async def _checked(self, request: pb.SearchRequest) -> Question:
         self._coming += 1
         try:
-            return await self._hands.do(self._service.check, request)
+            return await self._by_hand(self._service.check, request)
         finally:
             self._coming -= 1
 
@@ -137,15 +136,21 @@ class Front:
         """Let none wait for its next message any longer; a turn under way is answered."""
         self._closing.set()
 
+    @property
+    def wait_s(self) -> float:
+        """What a question that came now would wait for its turn, behind those in the queue and on their way there."""
+        return self.batcher.wait_s(self._coming)
+
     def refusal(self, until: Until = float("inf")) -> Overloaded | None:
         """Why a question with the deadline `until` is turned away now; None: let it in."""
-        wait_s = self.batcher.wait_s(self._coming)
+        wait_s = self.wait_s
         if self.inside >= MAX_INSIDE:
             why = f"{self.inside} questions are in the house already"
         elif wait_s > PATIENCE_S:
             why = f"a new question would wait {wait_s * 1e3:.0f} ms for its turn"
         elif time.monotonic() + wait_s >= until:
             why = f"a new question would wait {wait_s * 1e3:.0f} ms for its turn, longer than its deadline"
+            return Overloaded(f"{why}: allow more time", retry_after_s=max(wait_s, MIN_RETRY_S))
         else:
             return None
         return Overloaded(f"{why}: try again in a moment", retry_after_s=self._come_again_s(wait_s))
@@ -153,10 +158,14 @@ class Front:
     def _come_again_s(self, wait_s: float) -> float:
         """When there will be room for one more: those turned away are told times as far apart as questions are read,
         so that they do not all come again to a house that is full of the others."""
-        now, apart_s = time.monotonic(), wait_s / max(1, self.batcher.waiting)
-        soonest, latest = now + max(wait_s, MIN_RETRY_S), now + MAX_RETRY_S
-        self._next_back = min(max(soonest, self._next_back + apart_s), latest)
+        now, wait_s = time.monotonic(), max(wait_s, MIN_RETRY_S)
+        apart_s = wait_s / max(1, self.batcher.waiting + self._coming or self.inside)
+        self._next_back = min(max(now + wait_s, self._next_back + apart_s), now + MAX_RETRY_S)
         return self._next_back - now
+
+    async def _by_hand(self, work: Callable[..., _Result], *given: object) -> _Result:
+        """`work` in a thread. A cancelled call cancels it: work that has not begun never begins."""
+        return await asyncio.get_running_loop().run_in_executor(self._hands, work, *given)
 
 
 @contextmanager

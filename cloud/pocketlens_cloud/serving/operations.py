@@ -99,7 +99,7 @@ async def _either(event: asyncio.Event, seconds: float) -> None:
 def _watch(front: Front) -> None:
     """Let the figures see the queue."""
     batcher = front.batcher
-    metrics.watch_queue(lambda: batcher.waiting, lambda: batcher.expected_wait_s)
+    metrics.watch_queue(lambda: batcher.waiting, lambda: front.wait_s)
     batcher.on_run = metrics.observe_batch
 
     def rows() -> Mapping[str, int]:

@@ -47,8 +47,8 @@ OPTIONS: Final = [
     ("grpc.max_connection_age_ms", 3_600_000),  # then a device connects anew, and shows its certificate again
     # Calls that wait for the loop to look at them: beyond the first number gRPC ends more and more of them, beyond the
     # second all. By default 1,000 and 3,000, for which a loop that is full needs seconds.
-    ("grpc.server.max_pending_requests", 64),
-    ("grpc.server.max_pending_requests_hard_limit", 192),
+    ("grpc.server.max_pending_requests", 128),
+    ("grpc.server.max_pending_requests_hard_limit", 384),
 ]
 
 BATCH: Final = Limits()

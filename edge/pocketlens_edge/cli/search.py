@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -218,7 +217,7 @@ def search(
             payload=wanted if wanted is None or not (sheet or page) else ["file", *wanted],
             rerank=rerank,
         )
-        answer = _ask_or_keep(client, request, timeout, outbox, name, as_json=as_json)
+        answer = _ask_or_keep(client, request, outbox, name, as_json=as_json)
     if sheet or page:
         said = ", ".join([*(text or []), *(f"not {each}" for each in unwanted or [])])
         _write_pictures(answer, source, said, pictures, sheet, page)
@@ -229,20 +228,16 @@ def search(
 
 
 def _ask_or_keep(
-    client: Client, request: SearchRequest, timeout: float, folder: Path | None, picture: str | None, *, as_json: bool
+    client: Client, request: SearchRequest, folder: Path | None, picture: str | None, *, as_json: bool
 ) -> Answer:
-    """The answer; a busy server is asked again when it says, for `timeout` seconds. Where there is an outbox and no
-    server answers, the question is kept and the command leaves."""
-    from pocketlens_edge.patience import ask_patiently
-
-    ask = partial(ask_patiently, partial(client.ask, request), timeout)
+    """The answer. Where there is an outbox and no server answers, the question is kept and the command leaves."""
     if folder is None:
-        return ask()
+        return client.ask(request)
     from pocketlens_edge.outbox import AWAY, Outbox
 
     outbox = Outbox(folder)  # before asking: one that cannot be used is better known now
     try:
-        return ask()
+        return client.ask(request)
     except AWAY as error:
         kept, reason = outbox.keep(request, picture=picture), str(error)
     if as_json:

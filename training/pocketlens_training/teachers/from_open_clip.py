@@ -208,7 +208,11 @@ def _is_causal(mask: Tensor | None) -> bool:
 
 def _is_plain(block: nn.Module) -> bool:
     """Whether a block is open_clip's usual one, of which `_packed` knows the parts."""
-    return type(block).__name__ == "ResidualAttentionBlock" and isinstance(block.attn, nn.MultiheadAttention)
+    return (
+        type(block).__name__ == "ResidualAttentionBlock"
+        and isinstance(block.attn, nn.MultiheadAttention)
+        and block.attn.in_proj_weight is not None
+    )
 
 
 class OpenClipImage(ImageModule):
