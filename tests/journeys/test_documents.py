@@ -245,7 +245,18 @@ def _tables_said() -> Iterator[str]:
     yield f"1, 2, 4, 8 tokens: R@1 {', '.join(counts)}"
 
 
-@pytest.mark.parametrize("said", [_latency_said, _scale_said, _network_said, _tables_said])
+def _serving_said() -> Iterator[str]:
+    serving = _result("vit-b-32-serving")
+    served, bare, library, _ = serving["rates"]
+    overload = serving["overload"]
+    yield f"{served['per_s']:.0f} questions a second, {library['served_is']:.1f} times open_clip's"
+    yield f"{overload['goodput_per_s']:.0f} a second answered (p99 {overload['accepted']['p99_ms']:.0f} ms)"
+    yield f"turned away in {overload['turned_away']['p50_ms']:.1f} ms"
+    share = 100 * overload["goodput_share"]
+    yield f"gets {bare['served_is']:.2f} of what its bare text tower reads, and {share:.0f} % of that"
+
+
+@pytest.mark.parametrize("said", [_latency_said, _scale_said, _network_said, _tables_said, _serving_said])
 def test_the_readme_quotes_the_other_results_too(said):
     block = (ROOT / "README.md").read_text().split("<!-- results -->")[1].split("<!-- /results -->")[0]
     flat = " ".join(block.split())
