@@ -1,6 +1,6 @@
 """Asking again while a server has no answer: how long the pauses are, and when patience ends.
 
-A busy server says when to come again. Called by the command line's batch and by outbox.py."""
+A busy server says when to come again. Called by batch on the command line, outbox.py and chaos."""
 
 from __future__ import annotations
 

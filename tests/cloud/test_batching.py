@@ -263,6 +263,8 @@ def test_what_is_remembered_is_not_waited_for():
         return batcher.wait_s(50)
 
     assert run(body, tower, Limits(most_tokens=40, kept=9)) == pytest.approx(1.0), "of 50 like it 5 would be read"
+    few = run(body, tower, Limits(most_rows=2, kept=9))
+    assert few == pytest.approx(4.8), "a run takes two rows, however short"
 
 
 def test_the_expected_wait_follows_the_towers_speed():
