@@ -192,6 +192,27 @@ def test_who_would_wait_long_or_past_his_deadline_is_turned_away_before_any_work
     assert composer.begun == 0
 
 
+def test_questions_that_are_being_checked_count_as_waiting(service, toy, monkeypatch):
+    check, go_on = service.check, threading.Event()
+    monkeypatch.setattr(service, "check", lambda request: go_on.wait(10) and check(request))
+    monkeypatch.setattr(front, "PATIENCE_S", 0.1)
+
+    async def body() -> None:
+        with ThreadPoolExecutor(1) as hands, ThreadPoolExecutor(1) as readers:
+            house = front.Front(service, hands, readers, Limits(most_tokens=1, kept=0))
+            batcher = house.batcher
+            batcher._tokens_per_s, batcher.counts.rows, batcher.counts.tokens = 50.0, 1, 10
+            assert house.refusal() is None
+            asked = asyncio.create_task(house.ask(toy.request(), float("inf")))
+            await asyncio.sleep(0.05)
+            refused = house.refusal()
+            assert refused and "would wait 180 ms" in str(refused), "9 tokens more than a run takes at once"
+            go_on.set()
+            assert (await asked).hits and house.refusal() is None
+
+    asyncio.run(body())
+
+
 def test_those_turned_away_are_told_to_come_again_as_fast_as_questions_are_read(service, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(front.time, "monotonic", lambda: now[0])
