@@ -39,6 +39,7 @@ from pocketlens_cloud.gallery.ranks import Ranked, answers
 
 FULL_SCAN_KB = 10_000  # vectors a filter leaves, in KB, below which comparing with all of them is faster than walking
 MAX_SEGMENT_KB = 100_000_000
+SEARCHERS = 1  # threads, which is the caller's own; the engine holds Python's lock while others search for it
 INT8_QUANTILE = 0.99  # numbers beyond it are cut, so that one outlier does not coarsen all the others
 SCROLL = 1000  # points fetched at once when walking the whole gallery
 
@@ -124,7 +125,7 @@ class EmbeddedGallery:
         try:
             description = directory.read(path)
             with _engine(f"{path}: the gallery cannot be opened; it may be damaged: index again into a new directory"):
-                shard = engine.EdgeShard.load(str(path / SHARD))
+                shard = engine.EdgeShard.load(str(path / SHARD), _settings(description.dim, description.vectors))
             return cls(path, lock, description, shard)
         except BaseException:
             lock.release()
@@ -372,15 +373,21 @@ class EmbeddedGallery:
 
 def _config(dim: int, vectors: Sequence[str], index: IndexSettings) -> engine.EdgeConfig:
     """One segment: several would each be walked, for the same recall at more time."""
-    cosine = engine.EdgeVectorParams(size=dim, distance=engine.Distance.Cosine)
-    return engine.EdgeConfig(
-        vectors=dict.fromkeys(vectors, cosine),
+    return _settings(
+        dim,
+        vectors,
         hnsw_config=engine.HnswIndexConfig(index.m, index.ef_construct, full_scan_threshold=FULL_SCAN_KB),
         quantization_config=engine.ScalarQuantizationConfig(engine.ScalarType.Int8, quantile=INT8_QUANTILE)
         if index.int8
         else None,
         optimizers=engine.EdgeOptimizersConfig(default_segment_number=1, max_segment_size=MAX_SEGMENT_KB),
     )
+
+
+def _settings(dim: int, vectors: Sequence[str], **more: Any) -> engine.EdgeConfig:
+    """What a gallery is opened with. What is not said here stays as it was when the gallery was made."""
+    cosine = engine.EdgeVectorParams(size=dim, distance=engine.Distance.Cosine)
+    return engine.EdgeConfig(vectors=dict.fromkeys(vectors, cosine), max_search_threads=SEARCHERS, **more)
 
 
 def _params(depth: int, walk: Walk, *, exact: bool) -> engine.SearchParams:
