@@ -39,7 +39,8 @@ from pocketlens_bench.server import Running, serving
 from pocketlens_bench.world import OnProgress, silently
 
 SHORTEST, LONGEST = 8, 40  # tokens of a row, begin and end among them
-AT_ONCE = 40  # questions open in the closed loop, so that the tower always finds a full run
+AT_ONCE = (16, 24, 32, 40)  # questions open in the closed loop: that of them which the service answers fastest
+WINDOW = 40  # rows among which the bare tower finds those it reads together
 ROUNDS = 6  # what is compared takes turns, so that a machine that slows down does so for all
 DESCRIBE = "/pocketlens.v1.Retrieval/Describe"
 SHARE = 0.7  # of capacity: the load beside which overload is seen
@@ -52,7 +53,8 @@ SAMPLE_S = 0.5  # between two looks at the server's memory
 HONESTY = (
     "The service is told to remember nothing, so every question is read by the tower. It, the bare tower and open_clip "
     "take turns. The asker runs on a processor of its own and all that is measured on the others. Texts for open_clip "
-    "are cut into tokens before its clock starts, the service's within it. The bare tower reads the same rows, grouped "
+    "are cut into tokens before its clock starts, the service's within it. As many questions are open as the service "
+    f"answers fastest, of {', '.join(map(str, AT_ONCE))}. The bare tower reads the same rows, grouped "
     "in the same way, from as many threads, with nothing else to do."
 )
 
@@ -112,7 +114,8 @@ def measure(
         options = ("--precision", precision, "--runs", limits.runs)
         with serving(bundle, shelf, threads=threads, more=options, processors=split.measured) as server:
             asker = Asker(server, split, texts.requests(DISTINCT))
-            rates = compared(asker, composer, texts, baseline, limits, sizes, on_progress)
+            at_once = busiest(asker, sizes.seconds / 10)
+            rates = compared(asker, at_once, composer, texts, baseline, limits, sizes, on_progress)
             on_progress("one question at a time", ROUNDS, ROUNDS + 2)
             alone, bare_call = asker.closed(1, sizes.unloaded_s), asker.doing_nothing().closed(1, sizes.unloaded_s)
             on_progress("overload", ROUNDS + 1, ROUNDS + 2)
@@ -121,7 +124,7 @@ def measure(
             with Memory(server.pid) as memory:
                 flood = asker.open(OVERLOAD * capacity, sizes.overload_s, seed)
             after = asker.open(SHARE * capacity, sizes.seconds, seed + 1)
-            again = answered(asker.closed(AT_ONCE, sizes.seconds)) / sizes.seconds
+            again = answered(asker.closed(at_once, sizes.seconds)) / sizes.seconds
         on_progress("overload", ROUNDS + 2, ROUNDS + 2)
     return {
         "benchmark": "serving",
@@ -140,7 +143,7 @@ def measure(
             seeds={"questions": seed, "arrivals": seed},
             sizes={
                 **asdict(sizes), "processors_measured": len(split.measured), "processors_asking": len(split.asker),
-                "shortest": SHORTEST, "longest": texts.longest, "mean_length": texts.mean_length, "at_once": AT_ONCE,
+                "shortest": SHORTEST, "longest": texts.longest, "mean_length": texts.mean_length, "at_once": at_once,
                 "distinct": DISTINCT,
             },
         ),
@@ -209,8 +212,16 @@ class Texts:
 # --- what is compared with
 
 
+def busiest(asker: Asker, seconds: float) -> int:
+    """How many questions open at a time are answered at the highest rate: with fewer the tower finds no full runs, with
+    more those it turns away cost time as well."""
+    asker.closed(max(AT_ONCE), WARM_UP_S)
+    turns = [{count: answered(asker.closed(count, seconds)) for count in AT_ONCE} for _ in range(2)]
+    return max(AT_ONCE, key=lambda count: sum(turn[count] for turn in turns))
+
+
 def compared(
-    asker: Asker, composer: Composer, texts: Texts, baseline: str | None, limits: Limits, sizes: Sizes,
+    asker: Asker, at_once: int, composer: Composer, texts: Texts, baseline: str | None, limits: Limits, sizes: Sizes,
     on_progress: OnProgress,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Rates a second of the service, the bare text tower and open_clip, in turns: the mean and each round's; how many
@@ -218,10 +229,9 @@ def compared(
     time, which says the same of a machine whose host gives its time to others."""
     rows, words, seconds = texts.rows(DISTINCT), texts.some(DISTINCT), sizes.seconds / ROUNDS
     found: dict[str, list[Rate]] = {}
-    asker.closed(AT_ONCE, WARM_UP_S)
     for turn in range(ROUNDS):
         on_progress("service, bare tower and open_clip in turns", turn, ROUNDS + 2)
-        found.setdefault("served", []).append(served(asker, seconds))
+        found.setdefault("served", []).append(served(asker, at_once, seconds))
         found.setdefault("the bare text tower", []).append(bare_tower(composer, rows, limits, seconds, asker.split))
         for name, rate in library_rates(baseline, words, seconds, asker.split).items() if baseline else ():
             found.setdefault(name, []).append(rate)
@@ -241,9 +251,9 @@ def compared(
     ]
 
 
-def served(asker: Asker, seconds: float) -> Rate:
+def served(asker: Asker, at_once: int, seconds: float) -> Rate:
     before = asker.server.processor_s()
-    done = answered(asker.closed(AT_ONCE, seconds))
+    done = answered(asker.closed(at_once, seconds))
     return Rate(done / seconds, 1e3 * (asker.server.processor_s() - before) / max(done, 1))
 
 
@@ -253,8 +263,8 @@ def bare_tower(composer: Composer, rows: Sequence[Row], limits: Limits, seconds:
     lengths = [len(row.ids) for row in rows]
     groups = [
         [rows[at] for at in group]
-        for start in range(0, len(rows), AT_ONCE)
-        for group in _grouped(lengths, range(start, min(start + AT_ONCE, len(rows))), limits)
+        for start in range(0, len(rows), WINDOW)
+        for group in _grouped(lengths, range(start, min(start + WINDOW, len(rows))), limits)
     ]
     turn, began = cycle(groups), perf_counter()
 

@@ -2,7 +2,8 @@
 
 Owns which rows share a run, what is dropped before a run, and what is remembered after it. No timer holds a row back:
 whenever the tower is free it reads what is waiting, so batches grow with the load and a lone question waits for nobody.
-Runs in one event loop, the tower in threads; what a row means is compose.py's."""
+Questions come in one event loop. The tower runs in threads, which take the next rows themselves: a busy loop must not
+leave it idle. What a row means is compose.py's."""
 
 import asyncio
 import logging
@@ -10,8 +11,9 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
+from threading import Lock
 from typing import Final, final
 
 import numpy as np
@@ -78,7 +80,7 @@ class _Waiting:
     key: bytes
     until: float  # time.monotonic() of the last deadline among those who wait
     future: "asyncio.Future[Feature]"
-    wanted: int = 0
+    wanted: int = 1
     took_s: float = 0.0  # of the run that read it
     since: float = field(default_factory=time.monotonic)
 
@@ -92,10 +94,11 @@ class Batcher:
         self._read, self._pool, self._limits = read, pool, limits
         self._waiting: dict[bytes, _Waiting] = {}  # in order of arrival
         self._reading: dict[bytes, _Waiting] = {}
-        self._kept: OrderedDict[bytes, Feature] = OrderedDict()
+        self._lock = Lock()  # for the two above and the two below, which the threads change as well
         self._running = 0
-        self._tokens_per_s = 0.0
         self.waiting_tokens = 0  # in rows no run has begun with
+        self._kept: OrderedDict[bytes, Feature] = OrderedDict()
+        self._tokens_per_s = 0.0
         self.counts = Counts()
         self.on_run: Callable[[int], None] = lambda _rows: None  # told of each run, with its number of rows
 
@@ -124,8 +127,6 @@ class Batcher:
         found: list[Feature | _Waiting] = [self._placed(row, until) for row in rows]
         waiting = [each for each in found if isinstance(each, _Waiting)]
         if waiting:
-            for each in waiting:
-                each.wanted += 1
             self._pump()
             try:
                 await asyncio.wait([each.future for each in waiting])
@@ -142,40 +143,67 @@ class Batcher:
             self._kept.move_to_end(key)
             self.counts.remembered += 1
             return feature
-        if known := self._waiting.get(key) or self._reading.get(key):
-            self.counts.shared += 1
-            known.until = max(known.until, until)
-            return known
-        placed = _Waiting(row, key, until, asyncio.get_running_loop().create_future())
-        self._waiting[key] = placed
-        self.waiting_tokens += len(row.ids)
-        return placed
+        with self._lock:
+            if known := self._waiting.get(key) or self._reading.get(key):
+                self.counts.shared += 1
+                known.until = max(known.until, until)
+                known.wanted += 1
+                return known
+            placed = _Waiting(row, key, until, asyncio.get_running_loop().create_future())
+            self._waiting[key] = placed
+            self.waiting_tokens += len(row.ids)
+            return placed
 
     def _pump(self) -> None:
-        while self._running < self._limits.runs and (batch := self._taken()):
-            self._running += 1
-            run = asyncio.get_running_loop().run_in_executor(self._pool, self._run, [each.row for each in batch])
-            run.add_done_callback(partial(self._ended, batch))
+        """Wake threads that sleep, each with rows to begin with."""
+        loop = asyncio.get_running_loop()
+        while batch := self._first(loop):
+            self._pool.submit(self._read_on, batch, loop)
 
-    def _taken(self) -> list[_Waiting]:
-        """The next run: the most urgent row and those that go with it."""
-        self._drop_what_nobody_waits_for()
+    def _first(self, loop: asyncio.AbstractEventLoop) -> list[_Waiting]:
+        with self._lock:
+            batch = self._taken(loop) if self._running < self._limits.runs else []
+            self._running += bool(batch)
+            return batch
+
+    def _next(self, loop: asyncio.AbstractEventLoop) -> list[_Waiting]:
+        with self._lock:
+            batch = self._taken(loop)
+            self._running -= not batch
+            return batch
+
+    def _read_on(self, batch: list[_Waiting], loop: asyncio.AbstractEventLoop) -> None:
+        """In a thread: run after run until nothing waits."""
+        while batch:
+            began = time.perf_counter()
+            read = self._read_together([each.row for each in batch])
+            took_s, ended, batch = time.perf_counter() - began, batch, self._next(loop)
+            _call(loop, self._ended, ended, read, took_s)
+
+    def _taken(self, loop: asyncio.AbstractEventLoop) -> list[_Waiting]:
+        """The next run: the most urgent row and those that go with it. Under the lock, in any thread."""
+        self._drop_what_nobody_waits_for(loop)
         if not self._waiting:
             return []
         queue = sorted(self._waiting.values(), key=lambda each: (each.until, each.since))
         groups = self._limits.groups([len(each.row.ids) for each in queue])
         batch = [queue[at] for at in next(group for group in groups if 0 in group)]
         for each in batch:
-            del self._waiting[each.key]
-            self._reading[each.key] = each
+            self._reading[each.key] = self._waiting.pop(each.key)
             self.waiting_tokens -= len(each.row.ids)
         return batch
 
-    def _drop_what_nobody_waits_for(self) -> None:
+    def _drop_what_nobody_waits_for(self, loop: asyncio.AbstractEventLoop) -> None:
         now = time.monotonic()
-        for each in [each for each in self._waiting.values() if not each.wanted or each.until <= now]:
+        dropped = [each for each in self._waiting.values() if not each.wanted or each.until <= now]
+        for each in dropped:
             del self._waiting[each.key]
             self.waiting_tokens -= len(each.row.ids)
+        if dropped:
+            _call(loop, self._dropped, dropped)
+
+    def _dropped(self, rows: list[_Waiting]) -> None:
+        for each in rows:
             if each.wanted:
                 self.counts.late += 1
                 each.future.set_exception(TooLate("the deadline passed while the question waited for its turn"))
@@ -183,12 +211,6 @@ class Batcher:
             else:
                 self.counts.unwanted += 1
                 each.future.cancel()
-
-    def _run(self, rows: list[Row]) -> "tuple[list[Feature | Exception], float]":
-        """In a thread: each row's feature or what reading it raised, and the seconds it took."""
-        began = time.perf_counter()
-        read = self._read_together(rows)
-        return read, time.perf_counter() - began
 
     def _read_together(self, rows: list[Row]) -> "list[Feature | Exception]":
         try:
@@ -199,15 +221,10 @@ class Batcher:
             log.exception("a run of %d rows failed; each is read alone", len(rows))
             return [each for row in rows for each in self._read_together([row])]
 
-    def _ended(self, batch: list[_Waiting], done: "asyncio.Future[tuple[list[Feature | Exception], float]]") -> None:
-        self._running -= 1
-        for each in batch:
-            del self._reading[each.key]
-        if done.cancelled() or done.exception():  # the pool is going down
+    def _ended(self, batch: list[_Waiting], read: "list[Feature | Exception]", took_s: float) -> None:
+        with self._lock:
             for each in batch:
-                each.future.cancel()
-            return
-        read, took_s = done.result()
+                del self._reading[each.key]
         for each, feature in zip(batch, read, strict=True):
             each.took_s = took_s
             if isinstance(feature, Exception):
@@ -217,7 +234,6 @@ class Batcher:
                 each.future.set_result(feature)
                 self._remember(each.key, feature)
         self._account([len(each.row.ids) for each in batch], took_s)
-        self._pump()
 
     def _remember(self, key: bytes, feature: Feature) -> None:
         if self._limits.kept and np.isfinite(feature).all():
@@ -236,6 +252,11 @@ class Batcher:
         if len(lengths) > 1 or not self._tokens_per_s:  # a lone row says little of what a full run reads
             old = self._tokens_per_s or speed
             self._tokens_per_s = old + SMOOTHING * (speed - old)
+
+
+def _call(loop: asyncio.AbstractEventLoop, told: Callable[..., None], *what: object) -> None:
+    with suppress(RuntimeError):  # the loop is closed: nobody waits
+        loop.call_soon_threadsafe(told, *what)
 
 
 def _key(row: Row) -> bytes:

@@ -21,8 +21,9 @@ from pocketlens_cloud.service import Question, Service
 from pocketlens_cloud.serving import keys
 from pocketlens_cloud.serving.admission import Buckets, Rate
 from pocketlens_cloud.serving.batching import Batcher, Limits
+from pocketlens_cloud.serving.hands import Hands
 
-HANDS: Final = 4  # threads that check questions and search; the text tower has its own
+HANDS: Final = 16  # threads that check questions and search, most of them asleep; the text tower has its own
 MAX_INSIDE: Final = 256  # questions in the house before new ones are turned away, whatever they wait for
 MIN_RETRY_S: Final = 0.05
 MAX_RETRY_S: Final = 2.0
@@ -43,7 +44,7 @@ class Front:
 
     def __init__(self, service: Service, hands: Executor, readers: Executor, batch: Limits) -> None:
         """`hands`: threads for checks and searches; `readers`: for the text tower, at least `batch.runs`."""
-        self._service, self._hands = service, hands
+        self._service, self._hands = service, Hands(hands, HANDS)
         self.batcher = Batcher(service.read, readers, batch)
         self._buckets = Buckets()
         self.inside = 0
@@ -76,14 +77,14 @@ class Front:
             if key and rate:
                 self._buckets.pay(key.id, rate, len(question.plan.rows) - 1)
             texts, took_s = await self.batcher.read(question.plan.rows, until)
-            return await self._by_hand(self._service.finish, question, texts, took_s)
+            return await self._hands.do(self._service.finish, question, texts, took_s)
         finally:
             self.inside -= 1
 
     async def _checked(self, request: pb.SearchRequest) -> Question:
         self._coming += 1
         try:
-            return await self._by_hand(self._service.check, request)
+            return await self._hands.do(self._service.check, request)
         finally:
             self._coming -= 1
 
@@ -162,10 +163,6 @@ class Front:
         apart_s = wait_s / max(1, self.batcher.waiting + self._coming or self.inside)
         self._next_back = min(max(now + wait_s, self._next_back + apart_s), now + MAX_RETRY_S)
         return self._next_back - now
-
-    async def _by_hand(self, work: Callable[..., _Result], *given: object) -> _Result:
-        """`work` in a thread. A cancelled call cancels it: work that has not begun never begins."""
-        return await asyncio.get_running_loop().run_in_executor(self._hands, work, *given)
 
 
 @contextmanager
