@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -128,6 +129,34 @@ def test_a_filter_the_gallery_cannot_answer_is_a_bad_query(shared, where, messag
     with pytest.raises(BadQuery) as caught:
         shared[0].check_filter(carrying(where))
     assert message in str(caught.value)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at threads in /proc")
+@pytest.mark.parametrize("opened", ["made", "opened"])
+def test_a_search_wakes_no_other_thread(tmp_path, opened):
+    """The engine holds Python's lock while it searches: threads of its own would hold up all others until they run."""
+    gallery, _, _ = fill(tmp_path / "g")
+    if opened == "opened":
+        gallery.close()
+        gallery = EmbeddedGallery.open(tmp_path / "g")
+    time.sleep(0.2)  # what opened it goes to sleep
+    before = switches()
+    for seed in range(20):
+        nearest(gallery, unit(1, seed)[0], 5)
+    after = switches()
+    gallery.close()
+    theirs = [thread for thread in after if thread[1].startswith("edge-search")]
+    assert theirs, "the engine's threads have another name now"
+    assert [after[thread] - before.get(thread, 0) for thread in theirs] == [0] * len(theirs)
+
+
+def switches() -> dict[tuple[str, str], int]:
+    """How often each thread of this process, by number and name, gave its processor away."""
+    found = {}
+    for thread in Path("/proc/self/task").iterdir():
+        counts = re.findall(r"ctxt_switches:\t(\d+)", (thread / "status").read_text())
+        found[thread.name, (thread / "comm").read_text().strip()] = sum(map(int, counts))
+    return found
 
 
 def test_upsert_replaces_and_delete_removes(filled):
