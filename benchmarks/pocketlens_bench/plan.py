@@ -234,7 +234,7 @@ def plan(measured: Measured, assumed: Assumed, ask: Ask) -> Planned:
 
 def front_limits(measured: Measured, assumed: Assumed, *, away_s: float) -> dict[str, float]:
     """Questions a second that the parts of one server process bear. away_s: mean time of a search elsewhere, during
-    which one of the process's few hands waits."""
+    which one of the process's hands waits."""
     rows_a_run = max(1, Limits().most_tokens // assumed.row_tokens)
     tower_s = assumed.rows * (measured.run_s.value / rows_a_run + measured.token_s.value * assumed.row_tokens)
     cores = len(measured.speeds) * measured.speeds[-1]

@@ -23,7 +23,7 @@ from pocketlens_bench.conditions import conditions, load_now
 from pocketlens_bench.latency import shelve
 from pocketlens_bench.load import WARM_UP_S, Outcome, arrivals, told
 from pocketlens_bench.server import serving
-from pocketlens_bench.serving import DISTINCT, GALLERY, LONGEST, SHORTEST, Asker, Texts, answered, processors
+from pocketlens_bench.serving import DISTINCT, GALLERY, LONGEST, SHORTEST, Asker, Texts, processors, steadily
 from pocketlens_bench.simulate import Costs, House, simulate
 from pocketlens_bench.world import OnProgress, silently
 
@@ -85,15 +85,16 @@ def check(
             on_progress("the bare way", 1, len(sizes.shares) + 2)
             asker.closed(OPEN, WARM_UP_S)
             loop_s, way_s = way(asker, sizes.bare_s, OPEN)
-            capacity = answered(asker.closed(OPEN, sizes.bare_s)) / sizes.bare_s
+            capacity = steadily(asker.closed(OPEN, sizes.bare_s), sizes.bare_s)
             served = []
             for at, share in enumerate(sizes.shares):
                 on_progress(f"served at {share:g} of capacity", at + 2, len(sizes.shares) + 2)
                 served.append(asker.open(share * capacity, sizes.seconds + WARM_UP_S, seed))
     costs = replace(bare, loop_s=loop_s, way_s=way_s)
+    house = House(batch=batch, hands=1)  # one works while no search holds it up
     lengths = [(len(row.ids),) for row in rows]
     tables = [
-        _row(share, outcomes, share * capacity, lengths, bare, costs, House(batch=batch), sizes, seed)
+        _row(share, outcomes, share * capacity, lengths, bare, costs, house, sizes, seed)
         for share, outcomes in zip(sizes.shares, served, strict=True)
     ]
     return {

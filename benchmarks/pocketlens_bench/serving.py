@@ -40,6 +40,7 @@ from pocketlens_bench.world import OnProgress, silently
 
 SHORTEST, LONGEST = 8, 40  # tokens of a row, begin and end among them
 AT_ONCE = (16, 24, 32, 40)  # questions open in the closed loop: that of them which the service answers fastest
+FILLING_S = 0.5  # of a closed loop, in which the first questions are still on their way
 WINDOW = 40  # rows among which the bare tower finds those it reads together
 ROUNDS = 6  # what is compared takes turns, so that a machine that slows down does so for all
 DESCRIBE = "/pocketlens.v1.Retrieval/Describe"
@@ -124,7 +125,7 @@ def measure(
             with Memory(server.pid) as memory:
                 flood = asker.open(OVERLOAD * capacity, sizes.overload_s, seed)
             after = asker.open(SHARE * capacity, sizes.seconds, seed + 1)
-            again = answered(asker.closed(at_once, sizes.seconds)) / sizes.seconds
+            again = steadily(asker.closed(at_once, sizes.seconds), sizes.seconds)
         on_progress("overload", ROUNDS + 2, ROUNDS + 2)
     return {
         "benchmark": "serving",
@@ -216,7 +217,7 @@ def busiest(asker: Asker, seconds: float) -> int:
     """How many questions open at a time are answered at the highest rate: with fewer the tower finds no full runs, with
     more those it turns away cost time as well."""
     asker.closed(max(AT_ONCE), WARM_UP_S)
-    turns = [{count: answered(asker.closed(count, seconds)) for count in AT_ONCE} for _ in range(2)]
+    turns = [{count: steadily(asker.closed(count, seconds), seconds) for count in AT_ONCE} for _ in range(2)]
     return max(AT_ONCE, key=lambda count: sum(turn[count] for turn in turns))
 
 
@@ -253,8 +254,9 @@ def compared(
 
 def served(asker: Asker, at_once: int, seconds: float) -> Rate:
     before = asker.server.processor_s()
-    done = answered(asker.closed(at_once, seconds))
-    return Rate(done / seconds, 1e3 * (asker.server.processor_s() - before) / max(done, 1))
+    outcomes = asker.closed(at_once, seconds)
+    worked = asker.server.processor_s() - before
+    return Rate(steadily(outcomes, seconds), 1e3 * worked / max(answered(outcomes), 1))
 
 
 def bare_tower(composer: Composer, rows: Sequence[Row], limits: Limits, seconds: float, split: Split) -> Rate:
@@ -284,7 +286,7 @@ def bare_tower(composer: Composer, rows: Sequence[Row], limits: Limits, seconds:
 
 
 def _grouped(lengths: Sequence[int], within: range, limits: Limits) -> Iterator[list[int]]:
-    """Of as many rows as wait at once in the closed loop, those that are read together."""
+    """Of so many rows as may wait at a time, those that are read together."""
     here = list(within)
     for group in limits.groups([lengths[at] for at in here]):
         yield [here[at] for at in group]
@@ -405,6 +407,13 @@ class Memory(Thread):
 
 def answered(outcomes: Sequence[Outcome]) -> int:
     return sum(one.status == "OK" for one in outcomes)
+
+
+def steadily(outcomes: Sequence[Outcome], seconds: float) -> float:
+    """Answers a second of a closed loop, without the time in which the house fills, and what came after the end."""
+    begin = min(FILLING_S, seconds / 4)
+    ends = (one.due + one.took_s for one in outcomes if one.status == "OK")
+    return sum(begin <= end < seconds for end in ends) / (seconds - begin)
 
 
 def unloaded(outcomes: Sequence[Outcome], bare_call: Sequence[Outcome]) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
 Owns the clock and the stations; how a run is put together is the service's own `Limits`, and who is turned away
 follows serving/front.py. What everything costs comes in (calibrate.py measures it). Not modelled: deadlines that pass
-while a row waits, rows remembered or shared, and how long Python keeps its lock at a time. Called by plan.py and
-plan_check.py; tests hold it to closed forms."""
+while a row waits, rows remembered or shared, how long Python keeps its lock at a time, and the few milliseconds until
+one more hand is woken. Called by plan.py and plan_check.py; tests hold it to closed forms."""
 
 from __future__ import annotations
 

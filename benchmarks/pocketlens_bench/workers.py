@@ -21,7 +21,7 @@ from pocketlens_bench.canned_gallery import canned
 from pocketlens_bench.conditions import conditions, load_now
 from pocketlens_bench.load import Outcome
 from pocketlens_bench.server import serving
-from pocketlens_bench.serving import DISTINCT, Asker, Split, Texts, answered, quantiles
+from pocketlens_bench.serving import DISTINCT, Asker, Split, Texts, answered, quantiles, steadily
 from pocketlens_bench.world import OnProgress, silently
 
 AT_ONCE = 32  # questions open in the closed loop; more than a server does in 0.1 s are turned away and asked again
@@ -125,7 +125,7 @@ def one_turn(
         outcomes = asker.closed(at_once, seconds)
         took_s = perf_counter() - began
         return {
-            "per_s": answered(outcomes) / seconds,
+            "per_s": steadily(outcomes, seconds),
             "not_answered": len(outcomes) - answered(outcomes),
             "times": quantiles(_times(outcomes)),
             "processors_busy": (_busy_s(family) - before) / took_s if family else None,

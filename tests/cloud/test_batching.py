@@ -1,6 +1,7 @@
 """The queue before the text tower: what is read together, what is dropped, what is remembered."""
 
 import asyncio
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,10 @@ def feature(row: Row) -> np.ndarray:
     return np.array([sum(row.ids), len(row.ids), picture], np.float32)
 
 
+class Ended(BaseException):
+    """What ends a thread."""
+
+
 class Tower:
     """Reads rows as `feature` does; remembers its runs; stands still while `go_on` is not set."""
 
@@ -36,6 +41,8 @@ class Tower:
         assert self.go_on.wait(10)
         if any(row.ids[0] == 666 for row in rows):
             raise RuntimeError("this row breaks the tower")
+        if any(row.ids[0] == 999 for row in rows):
+            raise Ended
         return np.stack([feature(row) for row in rows])
 
 
@@ -47,7 +54,12 @@ def run(body, tower: Tower, limits: Limits = ALONE):
             finally:
                 tower.go_on.set()
 
-    return asyncio.run(within())
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # threads take turns wherever they can
+    try:
+        return asyncio.run(within())
+    finally:
+        sys.setswitchinterval(usual)
 
 
 async def begun(tower: Tower) -> None:
@@ -230,6 +242,50 @@ def test_a_row_that_breaks_the_tower_harms_only_its_own_question():
         assert (await batcher.read([row(3)]))[0][0, 0] == 3
 
     run(body, tower, Limits(kept=10))
+
+
+def test_a_thread_that_ends_takes_only_its_own_rows_with_it():
+    tower = Tower()
+
+    async def body(batcher):
+        for _ in range(3):
+            with pytest.raises(RuntimeError, match="Ended"):
+                await batcher.read([row(999)])
+        assert (await batcher.read([row(3)]))[0][0, 0] == 3
+        return batcher.wait_s(), batcher.waiting_tokens, batcher._running, batcher._reading
+
+    assert run(body, tower) == (0, 0, 0, {})
+
+
+def test_what_was_read_is_answered_though_the_next_run_cannot_be_chosen(monkeypatch):
+    tower = Tower(held=True)
+
+    async def body(batcher):
+        first = asyncio.create_task(batcher.read([row(1)]))
+        await begun(tower)
+        second = asyncio.create_task(batcher.read([row(2)]))
+        await asyncio.sleep(0)
+        with monkeypatch.context() as broken:
+            broken.setattr(Limits, "groups", lambda *_: 1 / 0)
+            tower.go_on.set()
+            assert (await first)[0][0, 0] == 1
+            while batcher._running:
+                await asyncio.sleep(0.001)
+        assert (await batcher.read([row(3)]))[0][0, 0] == 3
+        assert (await second)[0][0, 0] == 2
+
+    run(body, tower)
+
+
+def test_a_pool_that_is_down_is_an_error_and_leaves_nothing_behind():
+    async def body(batcher):
+        batcher._pool.shutdown()
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="shutdown"):
+                await batcher.read([row(1), row(2)])
+        return batcher.waiting_tokens, batcher._running, batcher._reading
+
+    assert run(body, Tower()) == (0, 0, {})
 
 
 def test_rows_that_are_to_come_count_as_waiting_once_all_runs_are_busy():

@@ -1,9 +1,13 @@
 """Threads for checks and searches, as the event loop asks for them."""
 
 import asyncio
+import gc
+import sys
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 from hypothesis import given, settings
@@ -15,8 +19,13 @@ def run(body, most=4):
     async def whole():
         return await asyncio.wait_for(body(Hands(pool, most)), 20)
 
-    with ThreadPoolExecutor(most) as pool:
-        return asyncio.run(whole())
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # threads take turns wherever they can
+    try:
+        with ThreadPoolExecutor(most) as pool:
+            return asyncio.run(whole())
+    finally:
+        sys.setswitchinterval(usual)
 
 
 def test_what_is_quick_is_done_by_one_thread_in_order():
@@ -67,7 +76,7 @@ def test_never_more_threads_than_the_most():
         with lock:
             at_once += 1
             most_seen = max(most_seen, at_once)
-        time.sleep(HELD_UP_S)
+        time.sleep(4 * HELD_UP_S)
         with lock:
             at_once -= 1
 
@@ -121,6 +130,46 @@ def test_cancelled_work_that_has_not_begun_never_begins():
 
     run(body, most=1)
     assert begun == [0, 2]
+
+
+def test_what_is_quick_wakes_no_second_thread_however_much_of_it_waits():
+    threads = set()
+
+    def work():
+        threads.add(threading.get_ident())
+        time.sleep(HELD_UP_S / 10)
+
+    async def body(hands):
+        await asyncio.gather(*(hands.do(work) for _ in range(100)))
+
+    run(body)
+    assert len(threads) <= 2, "a machine may stand still for a moment"
+
+
+def test_an_error_does_not_keep_what_was_asked():
+    class Request:
+        pass
+
+    def refused(_request):
+        raise ValueError
+
+    async def body(hands):
+        request = Request()
+        alive = weakref.ref(request)
+        with suppress(ValueError):
+            await hands.do(refused, request)
+        del request
+        for _ in range(100):  # the thread goes to sleep
+            if alive() is None:
+                return True
+            await asyncio.sleep(0.01)
+        return False
+
+    gc.disable()
+    try:
+        assert run(body)
+    finally:
+        gc.enable()
 
 
 def test_what_no_future_takes_is_told_as_an_error():

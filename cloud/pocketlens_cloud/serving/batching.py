@@ -124,11 +124,15 @@ class Batcher:
         until: time.monotonic() of the question's deadline.
 
         Raises TooLate if it passes before the tower takes them up; whatever the tower raises."""
-        found: list[Feature | _Waiting] = [self._placed(row, until) for row in rows]
+        keys = [_key(row) for row in rows]
+        with self._lock:  # once for all of them, or a thread takes the first and leaves the others for the next run
+            found: list[Feature | _Waiting] = [
+                self._placed(row, key, until) for row, key in zip(rows, keys, strict=True)
+            ]
         waiting = [each for each in found if isinstance(each, _Waiting)]
         if waiting:
-            self._pump()
             try:
+                self._pump()
                 await asyncio.wait([each.future for each in waiting])
             finally:
                 for each in waiting:
@@ -136,29 +140,30 @@ class Batcher:
         texts = np.stack([each.future.result() if isinstance(each, _Waiting) else each for each in found])
         return texts, max((each.took_s for each in waiting), default=0.0)
 
-    def _placed(self, row: Row, until: float) -> "Feature | _Waiting":
-        """The feature if it is remembered, else the row in the queue, where it may stand already."""
-        key = _key(row)
+    def _placed(self, row: Row, key: bytes, until: float) -> "Feature | _Waiting":
+        """The feature if it is remembered, else the row in the queue, where it may stand already. Under the lock."""
         if (feature := self._kept.get(key)) is not None:
             self._kept.move_to_end(key)
             self.counts.remembered += 1
             return feature
-        with self._lock:
-            if known := self._waiting.get(key) or self._reading.get(key):
-                self.counts.shared += 1
-                known.until = max(known.until, until)
-                known.wanted += 1
-                return known
-            placed = _Waiting(row, key, until, asyncio.get_running_loop().create_future())
-            self._waiting[key] = placed
-            self.waiting_tokens += len(row.ids)
-            return placed
+        if known := self._waiting.get(key) or self._reading.get(key):
+            self.counts.shared += 1
+            known.until = max(known.until, until)
+            known.wanted += 1
+            return known
+        placed = _Waiting(row, key, until, asyncio.get_running_loop().create_future())
+        self._waiting[key] = placed
+        self.waiting_tokens += len(row.ids)
+        return placed
 
     def _pump(self) -> None:
         """Wake threads that sleep, each with rows to begin with."""
         loop = asyncio.get_running_loop()
         while batch := self._first(loop):
-            self._pool.submit(self._read_on, batch, loop)
+            try:
+                self._pool.submit(self._read_on, batch, loop)
+            except RuntimeError as error:  # the pool is going down
+                self._lost(batch, error)
 
     def _first(self, loop: asyncio.AbstractEventLoop) -> list[_Waiting]:
         with self._lock:
@@ -174,11 +179,28 @@ class Batcher:
 
     def _read_on(self, batch: list[_Waiting], loop: asyncio.AbstractEventLoop) -> None:
         """In a thread: run after run until nothing waits."""
-        while batch:
-            began = time.perf_counter()
-            read = self._read_together([each.row for each in batch])
-            took_s, ended, batch = time.perf_counter() - began, batch, self._next(loop)
-            _call(loop, self._ended, ended, read, took_s)
+        try:
+            while batch:
+                began = time.perf_counter()
+                read = self._read_together([each.row for each in batch])
+                took_s, ended, batch = time.perf_counter() - began, batch, []
+                try:
+                    batch = self._next(loop)
+                finally:
+                    _call(loop, self._ended, ended, read, took_s)
+        except BaseException as error:
+            log.exception("a thread of the text tower ended; the next question starts another")
+            _call(loop, self._lost, batch, error)
+
+    def _lost(self, batch: list[_Waiting], error: BaseException) -> None:
+        """A thread ended, though nobody asked it to, and did not read `batch`."""
+        with self._lock:
+            self._running -= 1
+            for each in batch:
+                del self._reading[each.key]
+        for each in batch:
+            each.future.set_exception(RuntimeError(f"the text tower ended: {error!r}"))
+            each.future.exception()  # as below
 
     def _taken(self, loop: asyncio.AbstractEventLoop) -> list[_Waiting]:
         """The next run: the most urgent row and those that go with it. Under the lock, in any thread."""

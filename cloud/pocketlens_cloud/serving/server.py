@@ -6,10 +6,11 @@ chosen by probing grpcio 1.85, whose behaviour differs from older ones."""
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from threading import Barrier, BrokenBarrierError
 from typing import Any, Final, NoReturn, TypeVar, final
 
 import grpc
@@ -38,6 +39,7 @@ log = logging.getLogger(__name__)
 
 MAX_CALLS: Final = 4096  # at once; the last line behind Front, which turns away far earlier and says when to come again
 MAX_STREAMS: Final = 1000  # of one connection, against rapid reset (CVE-2023-44487); those beyond get UNAVAILABLE
+START_S: Final = 10.0  # for a pool's threads
 MAX_SENTENCE: Final = 1000  # characters of an error; HTTP/2 trailers have 8 KiB
 
 OPTIONS: Final = [
@@ -85,6 +87,8 @@ async def run(
     on it fails. Raises ServerFault if the port cannot be had."""
     require_upb()
     with ThreadPoolExecutor(HANDS, "hand") as hands, ThreadPoolExecutor(batch.runs, "tower", stand_back) as readers:
+        _start(hands, HANDS)
+        _start(readers, batch.runs)
         front = Front(service, hands, readers, batch)
         async with beside(front) if beside else nullcontext():
             passed = (_Turnstile(front), *interceptors)
@@ -99,6 +103,20 @@ async def run(
             await stop.wait()
             front.end_conversations()
             await server.stop(calls.GRACE_S)
+
+
+def _start(pool: Executor, threads: int) -> None:
+    """Start the threads now, and not with questions: one that cannot be would take its question with it."""
+    together = Barrier(threads + 1)
+    try:
+        for _ in range(threads):
+            pool.submit(together.wait, START_S)
+        together.wait(START_S)
+    except (RuntimeError, BrokenBarrierError) as error:
+        together.abort()
+        raise ServerFault(
+            f"{threads} threads of one kind could not be started: {error or 'they took too long'}"
+        ) from error
 
 
 def _bind(server: grpc.aio.Server, host: str, port: int, credentials: grpc.ServerCredentials | None) -> int:
