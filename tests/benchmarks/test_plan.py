@@ -79,7 +79,7 @@ def test_a_plan_by_hand():
     # tower: 2 rows x (1 ms / 8 rows a run + 1.6 ms) = 3.45 ms; with checks, search's end and loop 5.45 of 1.6 cores
     assert found.front_limits["processors"] == pytest.approx(0.5 * 1.6 / 0.00545)
     assert found.front_limits["Python's lock"] == pytest.approx(0.5 / 0.002)  # checks, search's end, loop
-    assert found.front_limits["hands"] == pytest.approx(0.5 * 4 / (0.0012 + 0.008))  # no scatter: the slowest is any
+    assert found.front_limits["hands"] == pytest.approx(0.5 * 16 / (0.0012 + 0.008))  # no scatter: the slowest is any
     assert found.fronts == 1 and found.front_nodes == 1
     assert found.per_million == pytest.approx((40 * 2.0 + 1.0) / 3600 / 100 * 1e6)
 
