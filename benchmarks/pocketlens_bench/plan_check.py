@@ -17,6 +17,7 @@ from pocketlens_cloud.gallery.embedded import EmbeddedGallery
 from pocketlens_cloud.service import Service
 from pocketlens_cloud.serving.batching import Limits
 from pocketlens_samples.queries import composed_set
+from pocketlens_wire.errors import ServerFault
 
 from pocketlens_bench.calibrate import costs_of, way
 from pocketlens_bench.conditions import conditions, load_now
@@ -86,6 +87,8 @@ def check(
             asker.closed(OPEN, WARM_UP_S)
             loop_s, way_s = way(asker, sizes.bare_s, OPEN)
             capacity = steadily(asker.closed(OPEN, sizes.bare_s), sizes.bare_s)
+            if not capacity:
+                raise ServerFault(f"no question was answered in {sizes.bare_s:g} s: measure on a calmer machine")
             served = []
             for at, share in enumerate(sizes.shares):
                 on_progress(f"served at {share:g} of capacity", at + 2, len(sizes.shares) + 2)

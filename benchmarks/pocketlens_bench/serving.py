@@ -417,10 +417,12 @@ def steadily(outcomes: Sequence[Outcome], seconds: float) -> float:
 
 
 def unloaded(outcomes: Sequence[Outcome], bare_call: Sequence[Outcome]) -> dict[str, Any]:
-    """Quantiles of the whole, of tower and search, of what is left, and of a call that asks for next to nothing."""
+    """Quantiles of the whole, of tower and search, of what is left, of how much of that the service itself takes, and
+    of a call that asks for next to nothing."""
     found = [one for one in outcomes if one.status == "OK"]
     whole = np.array([1e3 * one.took_s for one in found])
     work = np.array([one.stages["text_tower"] + one.stages["search"] for one in found])
+    served = np.array([one.stages["total"] for one in found])
     return {
         "questions": len(found),
         **{
@@ -429,6 +431,7 @@ def unloaded(outcomes: Sequence[Outcome], bare_call: Sequence[Outcome]) -> dict[
                 ("whole", whole),
                 ("tower_and_search", work),
                 ("beyond", whole - work),
+                ("in_service", served - work),
                 ("bare_call", np.array([1e3 * one.took_s for one in bare_call if one.status == "OK"])),
             )
         },

@@ -202,7 +202,7 @@ def test_a_small_check_against_a_real_server(monkeypatch):
     monkeypatch.setattr("pocketlens_bench.plan_check.GALLERY", 30)
     monkeypatch.setattr("pocketlens_bench.plan_check.DISTINCT", 200)
     monkeypatch.setattr("pocketlens_bench.calibrate.ROUNDS", 2)
-    told = check(default_bundle(), sizes=Sizes(shares=(0.2,), seconds=0.5, bare_s=0.1))
+    told = check(default_bundle(), sizes=Sizes(shares=(0.5,), seconds=1.0, bare_s=1.0))
     (row,) = told["rows"]
     assert row["measured"]["offered_per_s"] == pytest.approx(row["simulated"]["offered_per_s"])
     assert (

@@ -95,7 +95,7 @@ def serving(served: float = 95.0, beyond: float = 1.5, goodput: float = 0.95, sl
             for name, rate in zip(names, (served, 100.0, 12.0), strict=True)
         ],
         unloaded={"questions": 99, "whole": ms(30.0), "tower_and_search": ms(28.0), "beyond": ms(beyond),
-                  "bare_call": ms(0.5)},
+                  "in_service": ms(beyond / 2), "bare_call": ms(0.5)},
         left_out=[],
     )  # fmt: skip
     sizes = {"shortest": 8, "longest": 40, "at_once": 64, "processors_measured": 3}

@@ -27,6 +27,7 @@ def test_a_whole_small_run():
     assert result["unloaded"]["questions"] > 10
     alone = result["unloaded"]
     assert alone["whole"]["p50_ms"] > alone["tower_and_search"]["p50_ms"] > 0
+    assert alone["beyond"]["p50_ms"] > alone["in_service"]["p50_ms"] > 0
     overload = result["overload"]
     assert overload["statuses"]["overload"]["OK"] > 10
     assert overload["accepted"]["p50_ms"] > 0

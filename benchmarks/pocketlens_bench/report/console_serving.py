@@ -28,7 +28,8 @@ def print_serving(console: Console, result: Mapping[str, Any]) -> None:
         ("whole", "whole"),
         ("tower and search", "tower_and_search"),
         ("beyond", "beyond"),
-        ("of it, a bare gRPC call", "bare_call"),
+        ("of it, in the service", "in_service"),
+        ("a bare gRPC call", "bare_call"),
     ):
         shown.add_row(name, *(f"{result['unloaded'][key][quantile]:.2f}" for quantile in QUANTILES))
     console.print(shown)

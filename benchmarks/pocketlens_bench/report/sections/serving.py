@@ -53,13 +53,15 @@ class Serving(Section):
         yield table(
             ["", "p50", "p95", "p99"],
             (
-                [name, *_quantiles(alone[key])]
+                [name, *_quantiles(found)]
                 for name, key in (
                     ("whole", "whole"),
                     ("tower and search", "tower_and_search"),
                     ("beyond them", "beyond"),
-                    ("of that, a gRPC call that asks nothing", "bare_call"),
+                    ("of that, in the service, from its first line to its last", "in_service"),
+                    ("a gRPC call that asks nothing", "bare_call"),
                 )
+                if (found := alone.get(key))
             ),
         )
         yield (
