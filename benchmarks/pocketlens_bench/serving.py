@@ -40,6 +40,7 @@ from pocketlens_bench.world import OnProgress, silently
 
 SHORTEST, LONGEST = 8, 40  # tokens of a row, begin and end among them
 AT_ONCE = (16, 24, 32, 40)  # questions open in the closed loop: that of them which the service answers fastest
+TURNS = 4  # in which that is found
 FILLING_S = 0.5  # of a closed loop, in which the first questions are still on their way
 WINDOW = 40  # rows among which the bare tower finds those it reads together
 ROUNDS = 6  # what is compared takes turns, so that a machine that slows down does so for all
@@ -217,7 +218,7 @@ def busiest(asker: Asker, seconds: float) -> int:
     """How many questions open at a time are answered at the highest rate: with fewer the tower finds no full runs, with
     more those it turns away cost time as well."""
     asker.closed(max(AT_ONCE), WARM_UP_S)
-    turns = [{count: steadily(asker.closed(count, seconds), seconds) for count in AT_ONCE} for _ in range(2)]
+    turns = [{count: steadily(asker.closed(count, seconds), seconds) for count in AT_ONCE} for _ in range(TURNS)]
     return max(AT_ONCE, key=lambda count: sum(turn[count] for turn in turns))
 
 
