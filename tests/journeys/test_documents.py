@@ -251,6 +251,7 @@ def _serving_said() -> Iterator[str]:
     overload = serving["overload"]
     yield f"{served['per_s']:.0f} questions a second, {library['served_is']:.1f} times open_clip's"
     yield f"{overload['goodput_per_s']:.0f} a second answered (p99 {overload['accepted']['p99_ms']:.0f} ms)"
+    yield f"of one question {serving['unloaded']['in_service']['p50_ms']:.1f} ms in the service beyond tower and search"
     yield f"turned away in {overload['turned_away']['p50_ms']:.1f} ms"
     share = 100 * overload["goodput_share"]
     yield f"gets {bare['served_is']:.2f} of what its bare text tower reads, and {share:.0f} % of that"
