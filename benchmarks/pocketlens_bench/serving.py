@@ -423,7 +423,6 @@ def unloaded(outcomes: Sequence[Outcome], bare_call: Sequence[Outcome]) -> dict[
     found = [one for one in outcomes if one.status == "OK"]
     whole = np.array([1e3 * one.took_s for one in found])
     work = np.array([one.stages["text_tower"] + one.stages["search"] for one in found])
-    served = np.array([one.stages["total"] for one in found])
     return {
         "questions": len(found),
         **{
@@ -432,7 +431,7 @@ def unloaded(outcomes: Sequence[Outcome], bare_call: Sequence[Outcome]) -> dict[
                 ("whole", whole),
                 ("tower_and_search", work),
                 ("beyond", whole - work),
-                ("in_service", served - work),
+                ("in_service", np.array([one.stages["total"] for one in found]) - work),
                 ("bare_call", np.array([1e3 * one.took_s for one in bare_call if one.status == "OK"])),
             )
         },

@@ -22,6 +22,7 @@ from pocketlens_bench.plan import (
 from pocketlens_bench.plan_check import Sizes, check
 from pocketlens_bench.plan_page import SAID, number, refreshed
 from pocketlens_wire.bundle import default_bundle
+from pocketlens_wire.errors import ServerFault
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -195,6 +196,15 @@ def test_the_command_plans_and_takes_other_assumptions(capsys):
 def test_wrong_assumptions_are_refused(wrong, capsys):
     code, said = run(["plan", *wrong, "--results", str(RESULTS)], capsys)
     assert code == 2 and "Traceback" not in said.err
+
+
+def test_a_check_in_which_nothing_was_answered_says_so(monkeypatch):
+    monkeypatch.setattr("pocketlens_bench.plan_check.GALLERY", 30)
+    monkeypatch.setattr("pocketlens_bench.plan_check.DISTINCT", 200)
+    monkeypatch.setattr("pocketlens_bench.calibrate.ROUNDS", 1)
+    monkeypatch.setattr("pocketlens_bench.plan_check.steadily", lambda _outcomes, _seconds: 0.0)
+    with pytest.raises(ServerFault, match=r"no question was answered in 0\.1 s"):
+        check(default_bundle(), sizes=Sizes(shares=(0.5,), seconds=0.1, bare_s=0.1))
 
 
 def test_a_small_check_against_a_real_server(monkeypatch):
