@@ -172,7 +172,7 @@ def error_from_status(code: grpc.StatusCode, details: str, kind: str | bytes | N
             f"or too new. Check the address and the versions.{_quoted(details)}"
         )
     if code is grpc.StatusCode.CANCELLED and details in ("", "CANCELLED"):  # by gRPC over there, not by its service
-        return Unavailable(
+        return Overloaded(
             "The server ended the call without a word: it has far too much to do, or is being stopped. Ask again in a "
             "few seconds."
         )

@@ -7,8 +7,10 @@ import socket
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import grpc
 import pytest
@@ -20,6 +22,7 @@ from pocketlens_cloud.serving.hosts import is_loopback
 from pocketlens_wire import limits
 from pocketlens_wire.errors import KIND_METADATA, RETRY_METADATA, ServerFault
 from pocketlens_wire.v1 import retrieval_pb2 as pb
+from pocketlens_wire.v1.retrieval_pb2_grpc import RetrievalStub
 
 
 class Slow:
@@ -175,6 +178,57 @@ def turned_away() -> float:
         for name, labels, value in metrics.read(metrics.exposition().decode())
         if name == "pocketlens_requests_total" and labels["kind"] == "Overloaded" and labels["via"] == "grpc"
     )
+
+
+def test_calls_that_a_busy_loop_does_not_look_at_are_ended_while_they_are_few(service, serve):
+    few, most = (dict(server.OPTIONS)[f"grpc.server.max_pending_requests{name}"] for name in ("", "_hard_limit"))
+    with serve(service) as running, ExitStack() as channels:
+        stubs = [RetrievalStub(channels.enter_context(grpc.insecure_channel(running.address))) for _ in range(8)]
+        for stub in stubs:
+            stub.Describe(pb.DescribeRequest(), timeout=5)
+        looks = threading.Event()
+        running._loop.call_soon_threadsafe(looks.wait, 20)
+        calls = [stubs[n % 8].Describe.future(pb.DescribeRequest(), timeout=30) for n in range(1200)]
+        wait_for(lambda: sum(call.done() for call in calls) >= 1200 - most - 1)  # gRPC has taken one out for the loop
+        assert {call.code() for call in calls if call.done()} == {grpc.StatusCode.CANCELLED}
+        looks.set()
+        codes = Counter(call.code() for call in calls)
+        assert codes.keys() == {grpc.StatusCode.OK, grpc.StatusCode.CANCELLED}
+        assert few <= codes[grpc.StatusCode.OK] <= most + 1
+        assert stubs[0].Describe(pb.DescribeRequest(), timeout=5)
+
+
+@pytest.mark.parametrize(
+    ("asked", "is_here", "where"),
+    [
+        ({}, True, "loop"),
+        ({"top": 100}, True, "loop"),
+        ({"top": 101}, True, "hand"),
+        ({"rerank": True}, True, "hand"),
+        ({"group_by": "colour"}, True, "hand"),
+        ({}, False, "hand"),
+    ],
+)
+def test_a_short_search_of_this_process_is_done_at_once_others_in_a_thread(
+    service, gallery, serve, toy, monkeypatch, asked, is_here, where
+):
+    threads: list[str] = []
+    search = type(gallery).search
+
+    def seen(self, wanted):
+        threads.append(threading.current_thread().name)
+        return search(self, wanted)
+
+    monkeypatch.setattr(type(gallery), "search", seen)
+    monkeypatch.setattr(type(gallery), "in_process", is_here)
+    with serve(service) as running:
+        assert running.search(toy.request(**asked)).hits
+        loop = asyncio.run_coroutine_threadsafe(_thread_name(), running._loop).result(5)
+    assert {"loop" if name == loop else name.partition("_")[0] for name in threads} == {where}
+
+
+async def _thread_name() -> str:
+    return threading.current_thread().name
 
 
 def test_who_would_wait_long_or_past_his_deadline_is_turned_away_before_any_work(toy, slow, monkeypatch):

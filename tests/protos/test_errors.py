@@ -75,8 +75,8 @@ def test_a_kind_that_does_not_fit_the_status_is_ignored(kind):
     ("code", "details", "kind", "says"),
     [
         ("UNAVAILABLE", "failed to connect to all addresses; ipv4:127.0.0.1:9", Unavailable, "serve"),
-        ("CANCELLED", "", Unavailable, "far too much to do"),
-        ("CANCELLED", "CANCELLED", Unavailable, "far too much to do"),
+        ("CANCELLED", "", Overloaded, "far too much to do"),
+        ("CANCELLED", "CANCELLED", Overloaded, "far too much to do"),
         ("CANCELLED", "Channel closed!", Unavailable, "Channel closed!"),
         ("DEADLINE_EXCEEDED", "Deadline Exceeded", TooLate, "in time"),
         ("RESOURCE_EXHAUSTED", "", Overloaded, "busy"),

@@ -142,6 +142,10 @@ class EmbeddedGallery:
         return str(self.path)
 
     @property
+    def in_process(self) -> bool:
+        return True
+
+    @property
     def gallery_space(self) -> str:
         return self._description.gallery_space
 

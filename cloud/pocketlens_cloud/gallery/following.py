@@ -97,6 +97,10 @@ class FollowingGallery:
         return self._held.gallery.title
 
     @property
+    def in_process(self) -> bool:
+        return self._held.gallery.in_process
+
+    @property
     def gallery_space(self) -> str:
         return self._held.gallery.gallery_space
 

@@ -84,6 +84,11 @@ class Gallery(Protocol):
         ...
 
     @property
+    def in_process(self) -> bool:
+        """Whether a search is this process's own work, rather than waiting for a server."""
+        ...
+
+    @property
     def gallery_space(self) -> str: ...
 
     @property

@@ -115,6 +115,10 @@ class RemoteGallery:
         return f"{self._server.address.url}, collection {self._collection}"
 
     @property
+    def in_process(self) -> bool:
+        return False
+
+    @property
     def gallery_space(self) -> str:
         return self._description.gallery_space
 

@@ -23,7 +23,7 @@ from pocketlens_cloud.serving.admission import Buckets, Rate
 from pocketlens_cloud.serving.batching import Batcher, Limits
 from pocketlens_cloud.serving.hands import Hands
 
-HANDS: Final = 16  # threads that check questions and search, most of them asleep; the text tower has its own
+HANDS: Final = 16  # threads for checks and long or far searches, most of them asleep; the text tower has its own
 MAX_INSIDE: Final = 256  # questions in the house before new ones are turned away, whatever they wait for
 MIN_RETRY_S: Final = 0.05
 MAX_RETRY_S: Final = 2.0
@@ -77,6 +77,8 @@ class Front:
             if key and rate:
                 self._buckets.pay(key.id, rate, len(question.plan.rows) - 1)
             texts, took_s = await self.batcher.read(question.plan.rows, until)
+            if self._service.finishes_quickly(question):  # handing it over and back would take longer
+                return self._service.finish(question, texts, took_s)
             return await self._hands.do(self._service.finish, question, texts, took_s)
         finally:
             self.inside -= 1

@@ -47,6 +47,10 @@ OPTIONS: Final = [
     ("grpc.server_handshake_timeout_ms", 2000),  # the default holds a silent client for 120 s
     ("grpc.max_concurrent_streams", MAX_STREAMS),
     ("grpc.max_connection_age_ms", 3_600_000),  # then a device connects anew, and shows its certificate again
+    # Calls that wait for the loop to look at them: beyond the first number gRPC ends more and more of them itself,
+    # without Python's lock; beyond the second all. By default 1,000 and 3,000, for which a full loop needs seconds.
+    ("grpc.server.max_pending_requests", 256),
+    ("grpc.server.max_pending_requests_hard_limit", 512),
 ]
 
 BATCH: Final = Limits()
