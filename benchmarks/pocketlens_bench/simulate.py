@@ -345,7 +345,8 @@ class _Front:
             if not question.rows_left:
                 number = question.number
                 away_s = float(self._away_s[number])
-                self._hands.ask(self._finish_s[number], partial(self._searched, number), away_s=away_s)
+                where = self._hands if away_s else self._loop  # as Service.finishes_quickly
+                where.ask(self._finish_s[number], partial(self._searched, number), away_s=away_s)
         self._pump()
 
     def _learn_speed(self, lengths: list[int], took_s: float) -> None:

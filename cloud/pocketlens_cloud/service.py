@@ -145,7 +145,8 @@ class Service:
         """Whether `finish` is a few ms of this process's own work, which a thread of its own would not hide from the
         others: qdrant-edge 0.9.0 holds Python's lock while it searches."""
         asked = question.search
-        return self._gallery.in_process and not question.rerank and not asked.group_by and asked.top <= QUICK_HITS
+        is_plain = not question.rerank and not asked.group_by
+        return self._gallery.in_process and is_plain and asked.skip + asked.top <= QUICK_HITS
 
     def finish(self, question: Question, texts: NDArray[np.float32], took_s: float) -> pb.SearchReply:
         """Compose and search, the question's rows having been read as `texts` (rows, dim) in `took_s` seconds.

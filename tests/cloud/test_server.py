@@ -204,6 +204,7 @@ def test_calls_that_a_busy_loop_does_not_look_at_are_ended_while_they_are_few(se
         ({}, True, "loop"),
         ({"top": 100}, True, "loop"),
         ({"top": 101}, True, "hand"),
+        ({"skip": 5, "top": 96}, True, "hand"),
         ({"rerank": True}, True, "hand"),
         ({"group_by": "colour"}, True, "hand"),
         ({}, False, "hand"),
