@@ -28,6 +28,8 @@ from pocketlens_cloud.towers import Row
 log = logging.getLogger(__name__)
 
 QUICK_HITS: Final = 100  # found and written in 4 ms, less than the 5 ms after which Python takes its lock from a thread
+QUICK_VALUES: Final = 1000  # of those hits' payload
+LISTS: Final = frozenset({"texts", "integers"})  # kinds of payload of which one value may be hundreds
 
 WIRE_MODE: dict[Mode, pb.Mode] = {"zero-shot": pb.MODE_ZERO_SHOT, "tuned": pb.MODE_TUNED}
 
@@ -144,9 +146,13 @@ class Service:
     def finishes_quickly(self, question: Question) -> bool:
         """Whether `finish` is a few ms of this process's own work, which a thread of its own would not hide from the
         others: qdrant-edge 0.9.0 holds Python's lock while it searches."""
-        asked = question.search
-        is_plain = not question.rerank and not asked.group_by
-        return self._gallery.in_process and is_plain and asked.skip + asked.top <= QUICK_HITS
+        asked, kinds = question.search, self._gallery.payload_kinds
+        if not self._gallery.in_process or question.rerank or asked.group_by:
+            return False
+        keys = kinds.keys() if asked.payload is None else asked.payload
+        has_lists = any(kinds.get(key) in LISTS for key in keys)
+        hits = asked.skip + asked.top
+        return hits <= QUICK_HITS and hits * len(keys) <= QUICK_VALUES and not has_lists
 
     def finish(self, question: Question, texts: NDArray[np.float32], took_s: float) -> pb.SearchReply:
         """Compose and search, the question's rows having been read as `texts` (rows, dim) in `took_s` seconds.

@@ -109,6 +109,9 @@ HTTP_STATUS_OF: Final[dict[type[PocketlensError], int]] = {
 # the three kinds of FAILED_PRECONDITION apart (`kind` of error_from_status).
 KIND_METADATA: Final = "pocketlens-error"
 
+# Of an Overloaded that gRPC made, because calls stood in line before the server, or because the server stopped.
+WITHOUT_A_WORD: Final = "ended the call without a word"
+
 # Trailing metadata of an Overloaded: milliseconds after which to ask again, as a decimal integer.
 RETRY_METADATA: Final = "pocketlens-retry-after-ms"
 
@@ -173,8 +176,7 @@ def error_from_status(code: grpc.StatusCode, details: str, kind: str | bytes | N
         )
     if code is grpc.StatusCode.CANCELLED and details in ("", "CANCELLED"):  # by gRPC over there, not by its service
         return Overloaded(
-            "The server ended the call without a word: it has far too much to do, or is being stopped. Ask again in a "
-            "few seconds."
+            f"The server {WITHOUT_A_WORD}: it has far too much to do, or is being stopped. Ask again in a few seconds."
         )
     sent = kind.decode("ascii", "replace") if isinstance(kind, bytes) else kind
     error = _KIND_OF.get(code, ServerFault)

@@ -20,7 +20,7 @@ from pocketlens_cloud.serving import front, metrics, server
 from pocketlens_cloud.serving.batching import Limits
 from pocketlens_cloud.serving.hosts import is_loopback
 from pocketlens_wire import limits
-from pocketlens_wire.errors import KIND_METADATA, RETRY_METADATA, ServerFault
+from pocketlens_wire.errors import KIND_METADATA, RETRY_METADATA, GalleryError, ServerFault
 from pocketlens_wire.v1 import retrieval_pb2 as pb
 from pocketlens_wire.v1.retrieval_pb2_grpc import RetrievalStub
 
@@ -182,8 +182,9 @@ def turned_away() -> float:
 
 def test_calls_that_a_busy_loop_does_not_look_at_are_ended_while_they_are_few(service, serve):
     few, most = (dict(server.OPTIONS)[f"grpc.server.max_pending_requests{name}"] for name in ("", "_hard_limit"))
+    alone = [("grpc.use_local_subchannel_pool", 1)]
     with serve(service) as running, ExitStack() as channels:
-        stubs = [RetrievalStub(channels.enter_context(grpc.insecure_channel(running.address))) for _ in range(8)]
+        stubs = [RetrievalStub(channels.enter_context(grpc.insecure_channel(running.address, alone))) for _ in range(8)]
         for stub in stubs:
             stub.Describe(pb.DescribeRequest(), timeout=5)
         looks = threading.Event()
@@ -226,6 +227,60 @@ def test_a_short_search_of_this_process_is_done_at_once_others_in_a_thread(
         assert running.search(toy.request(**asked)).hits
         loop = asyncio.run_coroutine_threadsafe(_thread_name(), running._loop).result(5)
     assert {"loop" if name == loop else name.partition("_")[0] for name in threads} == {where}
+
+
+def test_long_pages_and_lists_of_payload_are_a_threads(service, gallery, toy, monkeypatch):
+    def is_quick(**asked) -> bool:
+        return service.finishes_quickly(service.check(toy.request(**asked)))
+
+    none = pb.Projection()
+    assert is_quick(top=100)
+    monkeypatch.setattr(type(gallery), "payload_kinds", {f"key{n}": "text" for n in range(11)})
+    assert is_quick(top=90) and not is_quick(top=91)
+    assert is_quick(top=91, payload=none), "no more values than are asked for"
+    monkeypatch.setattr(type(gallery), "payload_kinds", {"tags": "texts"})
+    assert not is_quick(top=1)
+    assert is_quick(top=1, payload=none)
+
+
+def test_what_one_run_ends_at_once_does_not_stop_the_loop(service, toy, monkeypatch):
+    """64 questions wait for one row; each search takes as long as one turn of the loop may."""
+    finish = type(service).finish
+
+    def slowly(self, *given):
+        time.sleep(front.TURN_OF_LOOP_S)
+        return finish(self, *given)
+
+    monkeypatch.setattr(type(service), "finish", slowly)
+
+    async def body() -> None:
+        with ThreadPoolExecutor(1) as hands, ThreadPoolExecutor(1) as readers:
+            house = front.Front(service, hands, readers, Limits(kept=0))
+            asked = asyncio.gather(*(house.ask(toy.request(), float("inf")) for _ in range(64)))
+            late, before = 0.0, time.perf_counter()
+            while not asked.done():
+                await asyncio.sleep(0)
+                late, before = max(late, time.perf_counter() - before), time.perf_counter()
+            assert all(reply.hits for reply in await asked) and house.inside == 0
+            assert late < 32 * front.TURN_OF_LOOP_S, "not even half of them in one turn"
+
+    asyncio.run(body())
+
+
+def test_a_search_that_fails_in_the_loop_leaves_the_house(service, toy, monkeypatch):
+    def failing(*_):
+        raise GalleryError("broken")
+
+    monkeypatch.setattr(type(service), "finish", failing)
+
+    async def body() -> None:
+        with ThreadPoolExecutor(1) as hands, ThreadPoolExecutor(1) as readers:
+            house = front.Front(service, hands, readers, Limits())
+            with pytest.raises(GalleryError):
+                await house.ask(toy.request(), float("inf"))
+            assert house.inside == 0
+
+    asyncio.run(body())
 
 
 async def _thread_name() -> str:

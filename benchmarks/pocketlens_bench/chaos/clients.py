@@ -13,7 +13,7 @@ from pocketlens_edge.client import AsyncClient, Client
 from pocketlens_wire.errors import PocketlensError
 from pocketlens_wire.v1 import retrieval_pb2 as pb
 
-from pocketlens_bench.chaos.judging import Asked, Right, judged
+from pocketlens_bench.chaos.judging import Asked, Right, judged, name_of
 
 THREADS = 64  # questions that a process may have open; more wait, and are late
 
@@ -71,7 +71,7 @@ async def _in_tasks(plan: Plan) -> list[Asked]:
                 answer = await client.ask(requests[which])
                 said, generation = plan.right.verdict(answer, which), answer.generation
             except PocketlensError as error:
-                said, words = type(error).__name__, str(error)
+                said, words = name_of(error), str(error)
             asked.append(Asked(due, lag, perf_counter() - start - due, said, words, generation, woke_s=lag))
 
         async with asyncio.TaskGroup() as under_way:  # begun when due: all begun at once are late

@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 from pocketlens_edge.client import Answer
-from pocketlens_wire.errors import Overloaded, PocketlensError, TooLate
+from pocketlens_wire.errors import WITHOUT_A_WORD, Overloaded, PocketlensError, TooLate
 
 SAME, MIXED, DIFFERING, UNKNOWN = "same", "mixed", "differing", "of an unknown generation"
 WRONG = (MIXED, DIFFERING, UNKNOWN)
 TURNED_AWAY = Overloaded.__name__  # for load, with when to come again: counted apart, as nothing broke
+DROPPED = "Dropped"  # a call that nobody answered: for load as well, or because its server went; never passed over
 LATE = TooLate.__name__
 PUNCTUAL_S = 0.05  # an asker that wakes later than that had no processor: the machine, not only the server, was behind
 COSINE = 1e-4  # by which scores of the same answer may differ: the tower sums in another order in other company
@@ -76,8 +77,13 @@ def judged(ask: Callable[[], Answer], right: Right, question: int) -> tuple[str,
     try:
         answer = ask()
     except PocketlensError as error:
-        return type(error).__name__, str(error), ""
+        return name_of(error), str(error), ""
     return right.verdict(answer, question), "", answer.generation
+
+
+def name_of(error: PocketlensError) -> str:
+    """What an error is counted as."""
+    return DROPPED if isinstance(error, Overloaded) and WITHOUT_A_WORD in str(error) else type(error).__name__
 
 
 def late_while_still(outcomes: Sequence[Asked]) -> int | None:

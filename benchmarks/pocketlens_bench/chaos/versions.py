@@ -17,7 +17,7 @@ from pocketlens_edge.client import Client
 from pocketlens_wire.errors import PocketlensError, ServerFault
 
 from pocketlens_bench.chaos.asking import Asking, answers, asking
-from pocketlens_bench.chaos.judging import TURNED_AWAY, Right, fact
+from pocketlens_bench.chaos.judging import TURNED_AWAY, Right, fact, name_of
 from pocketlens_bench.chaos.setting import Setting
 from pocketlens_bench.server import program, serving
 from pocketlens_bench.world import OnProgress
@@ -111,6 +111,6 @@ def _until_followed(address: str, before: set[str], timeout_s: float, failed: Co
                 if client.describe().generation not in before:
                     return True
             except PocketlensError as error:
-                failed[type(error).__name__] += 1
+                failed[name_of(error)] += 1
             pause.wait(LOOK_S)
     return False

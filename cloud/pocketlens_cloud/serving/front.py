@@ -12,6 +12,8 @@ from concurrent.futures import Executor
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from pocketlens_wire import limits
 from pocketlens_wire.errors import Overloaded, PocketlensError, ServerFault, TooLate, Unavailable
 from pocketlens_wire.v1 import retrieval_pb2 as pb
@@ -28,6 +30,7 @@ MAX_INSIDE: Final = 256  # questions in the house before new ones are turned awa
 MIN_RETRY_S: Final = 0.05
 MAX_RETRY_S: Final = 2.0
 PATIENCE_S: Final = 0.1  # expected wait before the text tower beyond which new questions are turned away
+TURN_OF_LOOP_S: Final = 0.005  # of searches in one turn of the event loop, beyond which threads do them
 TURN_S: Final = 10.0  # that one turn of a conversation has, since a conversation itself has no deadline
 MAX_CONVERSATIONS: Final = 128  # open at once: each is a stream that waits for a person
 
@@ -43,7 +46,7 @@ class Front:
     """The methods of pocketlens.v1.Retrieval, as coroutines around a Service."""
 
     def __init__(self, service: Service, hands: Executor, readers: Executor, batch: Limits) -> None:
-        """`hands`: threads for checks and searches; `readers`: for the text tower, at least `batch.runs`."""
+        """`hands`: for checks, and searches long or far; `readers`: for the text tower, at least `batch.runs`."""
         self._service, self._hands = service, Hands(hands, HANDS)
         self.batcher = Batcher(service.read, readers, batch)
         self._buckets = Buckets()
@@ -51,6 +54,7 @@ class Front:
         self._coming = 0  # of them, those whose rows are not in the queue yet, though they will be
         self.conversations = 0
         self._next_back = 0.0  # time.monotonic() until which room is spoken for by those who were turned away
+        self._turn_s = 0.0  # of searches in the present turn of the loop
         self._closing = asyncio.Event()
 
     async def describe(self, _request: pb.DescribeRequest, _context: Any) -> pb.DescribeReply:
@@ -77,11 +81,25 @@ class Front:
             if key and rate:
                 self._buckets.pay(key.id, rate, len(question.plan.rows) - 1)
             texts, took_s = await self.batcher.read(question.plan.rows, until)
-            if self._service.finishes_quickly(question):  # handing it over and back would take longer
-                return self._service.finish(question, texts, took_s)
-            return await self._hands.do(self._service.finish, question, texts, took_s)
+            return await self._finished(question, texts, took_s)
         finally:
             self.inside -= 1
+
+    async def _finished(self, question: Question, texts: NDArray[np.float32], took_s: float) -> pb.SearchReply:
+        """A quick end here, since handing it over and back takes longer; but no more of them in one turn of the loop
+        than others can wait for: a run of the tower may end many questions at once."""
+        if self._turn_s > TURN_OF_LOOP_S or not self._service.finishes_quickly(question):
+            return await self._hands.do(self._service.finish, question, texts, took_s)
+        if not self._turn_s:
+            asyncio.get_running_loop().call_soon(self._begin_turn)
+        began = time.perf_counter()
+        try:
+            return self._service.finish(question, texts, took_s)
+        finally:
+            self._turn_s += time.perf_counter() - began
+
+    def _begin_turn(self) -> None:
+        self._turn_s = 0.0
 
     async def _checked(self, request: pb.SearchRequest) -> Question:
         self._coming += 1

@@ -1,4 +1,4 @@
-"""Threads for what must not hold up the event loop: checks of questions, searches.
+"""Threads for what must not hold up the event loop: checks of questions, searches that are long or far away.
 
 One of them works, until it is held up. Nearly all of that work is Python's own, which one thread at a time can run:
 several only wait for each other, and whoever reads the text tower waits with them. But a search may read a disk or ask

@@ -38,7 +38,9 @@ from pocketlens_cloud.serving.front import HANDS, Front
 log = logging.getLogger(__name__)
 
 MAX_CALLS: Final = 4096  # at once; the last line behind Front, which turns away far earlier and says when to come again
-MAX_STREAMS: Final = 1000  # of one connection, against rapid reset (CVE-2023-44487); those beyond get UNAVAILABLE
+# Of one connection, against rapid reset (CVE-2023-44487): gRPC's clients keep those beyond, others get UNAVAILABLE.
+# Fewer than may wait for the loop, so that one connection does not fill that line.
+MAX_STREAMS: Final = 200
 START_S: Final = 10.0  # for a pool's threads
 MAX_SENTENCE: Final = 1000  # characters of an error; HTTP/2 trailers have 8 KiB
 
