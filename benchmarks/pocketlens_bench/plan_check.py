@@ -24,7 +24,17 @@ from pocketlens_bench.conditions import conditions, load_now
 from pocketlens_bench.latency import shelve
 from pocketlens_bench.load import WARM_UP_S, Outcome, arrivals, told
 from pocketlens_bench.server import serving
-from pocketlens_bench.serving import DISTINCT, GALLERY, LONGEST, SHORTEST, Asker, Texts, processors, steadily
+from pocketlens_bench.serving import (
+    DISTINCT,
+    GALLERY,
+    LONGEST,
+    SHORTEST,
+    TURNED_AWAY,
+    Asker,
+    Texts,
+    processors,
+    steadily,
+)
 from pocketlens_bench.simulate import Costs, House, simulate
 from pocketlens_bench.world import OnProgress, silently
 
@@ -132,7 +142,7 @@ def _row(
     """One rate: measured, simulated, and simulated from tower and search alone."""
     due = np.array(arrivals(rate, sizes.seconds + WARM_UP_S, seed))
     measured = told(outcomes, sizes.seconds)
-    turned_away = measured["statuses"].get("RESOURCE_EXHAUSTED", 0) / max(measured["asked"], 1)
+    turned_away = sum(measured["statuses"].get(status, 0) for status in TURNED_AWAY) / max(measured["asked"], 1)
     simulated = simulate(due, lengths, costs, house, seed=seed).row(WARM_UP_S, sizes.seconds)
     return {
         "share_of_capacity": share,
