@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pocketlens_cloud.serving.batching import SMOOTHING, Limits
 from pocketlens_cloud.serving.front import HANDS, MAX_INSIDE, PATIENCE_S
+from pocketlens_cloud.serving.server import MOST_PENDING, PENDING
 
 Seconds = NDArray[np.float64]
 Then = Callable[[], None]
@@ -50,6 +51,7 @@ class House:
 
     batch: Limits = field(default_factory=Limits)
     hands: int = HANDS
+    pending: tuple[int, int] = (PENDING, MOST_PENDING)  # calls before the loop beyond which gRPC ends some, and all
     most_inside: int = MAX_INSIDE
     patience_s: float = PATIENCE_S
 
@@ -253,6 +255,7 @@ class _Front:
         self._waiting: list[tuple[int, _Question]] = []  # rows: their tokens, in order of arrival
         self._waiting_tokens = self._tokens_per_s = 0.0
         self._running = self._inside = self._coming = self._runs = self._rows = self._tokens = 0
+        self._pending, self._looking, self._rng = deque[int](), False, rng
         self._inside_s = self._inside_since = 0.0
         self._work_s = self._busy_s = self._busy_since = self._ended = 0.0
         self._sojourn_s = np.full(len(due), np.nan)
@@ -264,7 +267,7 @@ class _Front:
 
     def run(self) -> Simulated:
         for number, at in enumerate(self._due.tolist()):
-            self._clock.at(at, partial(self._loop.ask, self._costs.loop_s / 2, partial(self._let_in, number)))
+            self._clock.at(at, partial(self._arrive, number))
         self._clock.run()
         ended = max(self._ended, 1e-12)
         return Simulated(
@@ -278,6 +281,26 @@ class _Front:
             runs=self._runs,
             rows=self._rows,
         )
+
+    def _arrive(self, number: int) -> None:
+        """In line before the loop, unless it is long: gRPC then ends the call at no cost that is modelled."""
+        few, most = self._house.pending
+        if len(self._pending) > few and self._rng.random() * (most - few) < len(self._pending) - few:
+            self._ended = max(self._ended, self._clock.now)
+            return
+        self._pending.append(number)
+        self._look()
+
+    def _look(self) -> None:
+        """The loop looks at one call at a time, and does what else it has to do in between."""
+        if self._pending and not self._looking:
+            self._looking = True
+            self._loop.ask(self._costs.loop_s / 2, partial(self._looked, self._pending.popleft()))
+
+    def _looked(self, number: int) -> None:
+        self._looking = False
+        self._let_in(number)
+        self._look()
 
     def _let_in(self, number: int) -> None:
         """As Front.refusal, but for deadlines."""

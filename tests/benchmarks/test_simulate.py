@@ -159,3 +159,15 @@ def test_the_same_seed_gives_the_same_times():
     costs = Costs(run_s=0.001, token_s=1e-5, scatter=np.array([0.9, 1.0, 1.3]))
     once, again, other = (simulate(due, [(8,), (20,)], costs, seed=seed).sojourn_s for seed in (1, 1, 2))
     assert np.array_equal(once, again) and not np.array_equal(once, other)
+
+
+def test_who_comes_to_a_full_line_before_the_loop_is_ended_and_the_others_are_answered_at_full_speed():
+    a_call = 0.004
+    due = due_at(10 / a_call, 20_000)
+    costs = Costs(run_s=1e-4, token_s=0, loop_s=a_call)
+    came = simulate(due, [(8,)], costs, House(batch=Limits(runs=2)))
+    answered = came.sojourn_s[~np.isnan(came.sojourn_s)]
+    assert len(answered) == pytest.approx(came.ended / a_call, rel=0.05)
+    assert 256 * a_call / 2 < np.median(answered) < 520 * a_call
+    endless = simulate(due, [(8,)], costs, House(batch=Limits(runs=2), pending=(10**6, 10**7)))
+    assert np.nanmedian(endless.sojourn_s) > 10 * np.median(answered)

@@ -41,6 +41,8 @@ MAX_CALLS: Final = 4096  # at once; the last line behind Front, which turns away
 # Of one connection, against rapid reset (CVE-2023-44487): gRPC's clients keep those beyond, others get UNAVAILABLE.
 # Fewer than may wait for the loop, so that one connection does not fill that line.
 MAX_STREAMS: Final = 200
+PENDING: Final = 256  # calls that wait for the loop to look at them, beyond which gRPC ends more and more of them
+MOST_PENDING: Final = 512  # beyond which it ends all
 START_S: Final = 10.0  # for a pool's threads
 MAX_SENTENCE: Final = 1000  # characters of an error; HTTP/2 trailers have 8 KiB
 
@@ -49,10 +51,9 @@ OPTIONS: Final = [
     ("grpc.server_handshake_timeout_ms", 2000),  # the default holds a silent client for 120 s
     ("grpc.max_concurrent_streams", MAX_STREAMS),
     ("grpc.max_connection_age_ms", 3_600_000),  # then a device connects anew, and shows its certificate again
-    # Calls that wait for the loop to look at them: beyond the first number gRPC ends more and more of them itself,
-    # without Python's lock; beyond the second all. By default 1,000 and 3,000, for which a full loop needs seconds.
-    ("grpc.server.max_pending_requests", 256),
-    ("grpc.server.max_pending_requests_hard_limit", 512),
+    # By default 1,000 and 3,000, for which a full loop needs seconds. What gRPC ends costs nothing of Python's lock.
+    ("grpc.server.max_pending_requests", PENDING),
+    ("grpc.server.max_pending_requests_hard_limit", MOST_PENDING),
 ]
 
 BATCH: Final = Limits()
